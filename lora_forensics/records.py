@@ -1,0 +1,219 @@
+"""Values that travel between stages: frozen, small, and free of torch and polars."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Severity = Literal["info", "warning", "error"]
+
+SCHEMA = 1
+"""Version of verdict.json, summary.json and the Parquet files."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing worth knowing about a run."""
+
+    rule: str
+    """Stable id, for `--fail-on` and `--ignore`."""
+    severity: Severity
+    message: str
+    """What was seen, in one sentence."""
+    hint: str = ""
+    """What to do about it; may be empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A file or folder that was looked at and left out."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class BaseReference:
+    """What a run recorded about the model it was trained on."""
+
+    name: str | None = None
+    """Path, file name or Hugging Face repository, as the trainer wrote it."""
+    revision: str | None = None
+    """Hugging Face revision."""
+    sha256: str | None = None
+    """Hash of the whole file (kohya: ss_new_sd_model_hash)."""
+    short_hash: str | None = None
+    """Old web-UI hash: first 8 hex digits of the sha256 of 64 KiB at 1 MiB (kohya: ss_sd_model_hash)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """One saved state of an adapter."""
+
+    path: Path
+    """The file that holds the adapter's tensors."""
+    name: str
+    """Path relative to the run's folder, with forward slashes."""
+    step: int | None
+    """Optimizer step at which it was saved; None if that cannot be known."""
+    epoch: float | None = None
+    learning_rate: float | None = None
+    """Rate at this step; the denoiser's where groups differ."""
+    dose: float | None = None
+    """Sum of the learning rates of all steps so far."""
+    train_loss: float | None = None
+    held_out_loss: float | None = None
+    config: Path | None = None
+    """adapter_config.json beside it."""
+    size: int = 0
+    """Bytes of the file."""
+    modified: float = 0.0
+    """Modification time of the file, seconds since 1970."""
+    fingerprint: str = ""
+    """Changes when the file does: hash of size, modification time and header."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The checkpoints of one training, in order of their steps."""
+
+    name: str
+    """Path relative to what was searched; safe as a folder name and unique in one discovery."""
+    path: Path
+    """The folder that the checkpoints' names are relative to."""
+    trainer: str
+    """Name of the variant in `checkpoints.TRAINERS` that recognised it."""
+    checkpoints: tuple[Checkpoint, ...]
+    """Those with a step, strictly increasing."""
+    unplaced: tuple[Checkpoint, ...] = ()
+    """Those whose step cannot be known, or is taken: listed, not measured."""
+    step_unit: Literal["step", "epoch"] = "step"
+    """What `Checkpoint.step` counts; epochs where a trainer left nothing else."""
+    steps_per_epoch: float | None = None
+    train_samples: int | None = None
+    batch_size: int | None = None
+    base: BaseReference = field(default_factory=BaseReference)
+    findings: tuple[Finding, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    save_more_often: str = ""
+    """The setting of this trainer that saves more checkpoints, in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowSlice:
+    """A base tensor, or a range of its rows."""
+
+    tensor: str
+    rows: tuple[int, int] | None = None
+    """Start and stop on axis 0; None is all rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightRef:
+    """The frozen weight below one adapter module."""
+
+    parts: tuple[RowSlice, ...]
+    """Stacked along the rows, in this order."""
+    transposed: bool = False
+    """The base is stored in x out (Conv1D of GPT-2, embeddings)."""
+
+    def label(self) -> str:
+        """The base tensors' names, joined by '+', each once."""
+        return "+".join(dict.fromkeys(part.tensor for part in self.parts))
+
+
+@dataclass(frozen=True, slots=True)
+class Unresolved:
+    """A module for which no base tensor was found."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TurningPoint:
+    """Where a detector says that overfitting sets in."""
+
+    index: int
+    """Position among the checkpoints used."""
+    step: int
+    epoch: float | None
+    checkpoint: str
+    support_end_step: int
+    """Step of the last checkpoint that the value at the turning point rests on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """The checkpoint to keep, and what that rests on."""
+
+    checkpoint: str
+    step: int
+    epoch: float | None
+    rests_on: Literal["held_out_loss", "probe", "turning_point", "weights", "prior"]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A checkpoint worth comparing by eye."""
+
+    checkpoint: str
+    step: int
+    why: str
+
+
+Status = Literal["unhealthy", "no_base_model", "too_few_checkpoints", "no_second_valley", "turning_point"]
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModelSummary:
+    """Which base a run was measured against."""
+
+    path: str | None
+    matched: int
+    """Modules with a base weight."""
+    total: int
+    """All modules of the adapter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The answer for one run; `to_dict` is verdict.json."""
+
+    run: str
+    status: Status
+    keep: Keep | None
+    turning_point: TurningPoint | None
+    candidates: tuple[Candidate, ...]
+    evidence: dict[str, Any]
+    last_is_past_turning_point: bool | None
+    window: int | None
+    """In checkpoints; None where no window fits."""
+    window_reason: str
+    """Why this window: one clause, for people."""
+    cadence_steps: float | None
+    """Median step between checkpoints."""
+    detector: str
+    similarity: str
+    components: tuple[str, ...]
+    """Those that enter CS."""
+    base_model: BaseModelSummary
+    checkpoints: int
+    """How many have a place in the series."""
+    findings: tuple[Finding, ...]
+    skipped: tuple[Skipped, ...] = ()
+    trainer: str | None = None
+    adapter: str | None = None
+    path: str | None = None
+    """The run's folder; `keep.checkpoint` is relative to it."""
+    message: str = ""
+    """The verdict in one sentence."""
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON-ready form: contract of verdict.json."""
+        from dataclasses import asdict
+
+        document = asdict(self)
+        document["skipped"] = [{"path": s.path.as_posix(), "reason": s.reason} for s in self.skipped]
+        return {"schema": SCHEMA, **document}

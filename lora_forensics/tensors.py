@@ -1,0 +1,302 @@
+"""Lazy, read-only, named tensors on disk: safetensors, shards of them, and torch pickles (`weights_only`).
+
+Reading headers needs no torch: discovery and planning stay fast. Tensors are read one at a time, when asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from lora_forensics.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+SAFETENSORS = ".safetensors"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+TENSOR_FILES = (SAFETENSORS, *PICKLES)
+
+_MAX_HEADER = 100_000_000
+"""The limit that the safetensors format sets itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """What a header tells about one tensor."""
+
+    dtype: str
+    """As safetensors writes it: F32, BF16, ..."""
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The header of a safetensors file."""
+
+    infos: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str]
+    fingerprint: str
+    """Hash of the header's bytes, the file's size and its modification time."""
+    layout: str
+    """Hash of names, types, shapes and offsets: equal for two files that differ in metadata or values only."""
+    data_start: int
+    size: int
+    modified: float
+
+
+class Tensors(Protocol):
+    """Named tensors that are read when asked for."""
+
+    @property
+    def infos(self) -> Mapping[str, TensorInfo]:
+        """Name to type and shape."""
+        ...
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The file's own text metadata; empty where the format has none."""
+        ...
+
+    def read(self, name: str) -> torch.Tensor:
+        """The whole tensor, on the CPU, in its stored type."""
+        ...
+
+    def read_slice(self, name: str, axis: int, start: int, stop: int) -> torch.Tensor:
+        """Entries [start, stop) along `axis` (0 or 1); of a safetensors file only these bytes are read."""
+        ...
+
+
+def read_header(path: Path) -> Header:
+    """Read and check the header of a safetensors file, without torch.
+
+    Raises:
+        CheckpointError: the file is empty, truncated, or no safetensors file; the message says which.
+    """
+    try:
+        with path.open("rb") as file:
+            stat = os.fstat(file.fileno())
+            size = stat.st_size
+            if size < 8:
+                raise CheckpointError(f"{path}: {'empty' if size == 0 else f'only {size} bytes'}: not a safetensors file")
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= _MAX_HEADER:
+                raise CheckpointError(f"{path}: does not start with a safetensors header")
+            raw = file.read(length)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if len(raw) < length:
+        raise CheckpointError(f"{path}: truncated inside its header ({size} bytes)", "copy or download it again")
+    infos, metadata, end = _parse_header(path, raw)
+    expected = 8 + length + end
+    if size != expected:
+        what = f"truncated: {expected - size} bytes missing" if size < expected else f"{size - expected} bytes too long"
+        raise CheckpointError(f"{path}: {what} (header asks for {expected} bytes, file has {size})", "save it again")
+    layout = hashlib.sha256(repr(infos).encode()).hexdigest()
+    fingerprint = hashlib.sha256(raw + f"|{size}|{stat.st_mtime_ns}".encode()).hexdigest()[:16]
+    return Header(infos, metadata, fingerprint, layout, 8 + length, size, stat.st_mtime)
+
+
+def _parse_header(path: Path, raw: bytes) -> tuple[dict[str, TensorInfo], dict[str, str], int]:
+    """Names, metadata and the end of the data, from a header's bytes."""
+    try:
+        document = json.loads(raw)
+        metadata = {str(key): str(value) for key, value in (document.pop("__metadata__", None) or {}).items()}
+        infos, end = {}, 0
+        for name, entry in document.items():
+            infos[name] = TensorInfo(str(entry["dtype"]), tuple(int(n) for n in entry["shape"]))
+            end = max(end, int(entry["data_offsets"][1]))
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise CheckpointError(f"{path}: its header is not a safetensors header") from error
+    return infos, metadata, end
+
+
+def file_fingerprint(path: Path) -> str:
+    """A hash that changes when the file does; of the header for safetensors, of size and time for the rest.
+
+    Raises:
+        CheckpointError: the file is damaged or cannot be read.
+    """
+    if path.suffix == SAFETENSORS:
+        return read_header(path).fingerprint
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return hashlib.sha256(f"{stat.st_size}|{stat.st_mtime_ns}".encode()).hexdigest()[:16]
+
+
+class SafetensorsFile:
+    """One safetensors file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._header = read_header(path)
+        self._handle: Any = None
+
+    @property
+    def infos(self) -> Mapping[str, TensorInfo]:
+        """Name to type and shape."""
+        return self._header.infos
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The header's `__metadata__`."""
+        return self._header.metadata
+
+    def read(self, name: str) -> torch.Tensor:
+        """The whole tensor, on the CPU, in its stored type."""
+        try:
+            return self._open().get_tensor(name)  # type: ignore[no-any-return]
+        except Exception as error:  # noqa: BLE001 - safetensors raises its own type, which is no public name
+            raise CheckpointError(f"{self.path}: tensor {name!r} cannot be read: {error}") from error
+
+    def read_slice(self, name: str, axis: int, start: int, stop: int) -> torch.Tensor:
+        """Entries [start, stop) along `axis` (0 or 1)."""
+        try:
+            view = self._open().get_slice(name)
+            return view[start:stop] if axis == 0 else view[:, start:stop]  # type: ignore[no-any-return]
+        except Exception as error:  # noqa: BLE001 - as in read
+            raise CheckpointError(f"{self.path}: tensor {name!r} cannot be read: {error}") from error
+
+    def _open(self) -> Any:
+        if self._handle is None:
+            from safetensors import safe_open
+
+            self._handle = safe_open(self.path, framework="pt")
+        return self._handle
+
+
+class PickleFile:
+    """A torch pickle, loaded with `weights_only`: it can hold tensors and plain values, and run no code."""
+
+    def __init__(self, path: Path) -> None:
+        import torch
+
+        self.path = path
+        try:
+            # mmap needs the zip format of torch >= 1.6; older files are read whole
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        except Exception as error:  # noqa: BLE001 - unpickling foreign bytes can raise anything
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise CheckpointError(
+                f"{path}: refused or unreadable as a weights-only pickle: {reason[:160]}",
+                "save it as safetensors with the trainer that wrote it",
+            ) from error
+        state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
+        self._tensors: dict[str, torch.Tensor] = {
+            str(name): value for name, value in state.items() if isinstance(value, torch.Tensor)
+        }
+
+    @property
+    def infos(self) -> Mapping[str, TensorInfo]:
+        """Name to type and shape."""
+        return {name: TensorInfo(_dtype_name(t.dtype), tuple(t.shape)) for name, t in self._tensors.items()}
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """Pickles have none."""
+        return {}
+
+    def read(self, name: str) -> torch.Tensor:
+        """The whole tensor, on the CPU, in its stored type."""
+        return self._tensors[name].detach()
+
+    def read_slice(self, name: str, axis: int, start: int, stop: int) -> torch.Tensor:
+        """Entries [start, stop) along `axis`."""
+        return self._tensors[name].detach().narrow(axis, start, stop - start)
+
+
+class TensorUnion:
+    """Several files as one; the first that holds a name wins."""
+
+    def __init__(self, files: Mapping[str, Tensors]) -> None:
+        """`files` maps a prefix, put before every name of the file, to the file. A key may end in '#' and digits to
+        tell files of one prefix apart; that part is dropped."""
+        self._owner: dict[str, tuple[Tensors, str]] = {}
+        self._infos: dict[str, TensorInfo] = {}
+        for key, file in files.items():
+            prefix = key.partition("#")[0]
+            for name, info in file.infos.items():
+                if prefix + name not in self._owner:
+                    self._owner[prefix + name] = (file, name)
+                    self._infos[prefix + name] = info
+
+    @property
+    def infos(self) -> Mapping[str, TensorInfo]:
+        """Prefixed name to type and shape."""
+        return self._infos
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """A union has none."""
+        return {}
+
+    def read(self, name: str) -> torch.Tensor:
+        """The whole tensor, on the CPU, in its stored type."""
+        file, own = self._owner[name]
+        return file.read(own)
+
+    def read_slice(self, name: str, axis: int, start: int, stop: int) -> torch.Tensor:
+        """Entries [start, stop) along `axis`."""
+        file, own = self._owner[name]
+        return file.read_slice(own, axis, start, stop)
+
+
+def open_tensors(path: Path) -> Tensors:
+    """Open one file by its suffix.
+
+    Raises:
+        CheckpointError: damaged, or of a format that is not read.
+    """
+    if path.suffix == SAFETENSORS:
+        return SafetensorsFile(path)
+    if path.suffix in PICKLES:
+        return PickleFile(path)
+    raise CheckpointError(f"{path}: not a tensor file ({', '.join(TENSOR_FILES)})")
+
+
+def same_content(first: Path, second: Path) -> bool:
+    """Whether two safetensors files hold equal tensors; metadata may differ.
+
+    Sixteen spread blocks are compared first, so that files that differ cost almost nothing.
+    """
+    try:
+        one, two = read_header(first), read_header(second)
+        if one.layout != two.layout:
+            return False
+        length = one.size - one.data_start
+        with first.open("rb") as a, second.open("rb") as b:
+            for start, count in (*_spread(length), *((n, 1 << 22) for n in range(0, length, 1 << 22))):
+                a.seek(one.data_start + start)
+                b.seek(two.data_start + start)
+                if a.read(min(count, length - start)) != b.read(min(count, length - start)):
+                    return False
+    except (CheckpointError, OSError):
+        return False
+    return True
+
+
+def _spread(length: int, blocks: int = 16, block: int = 4096) -> Sequence[tuple[int, int]]:
+    return [((length * i) // blocks, block) for i in range(blocks)]
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    import torch
+
+    names = {
+        torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+        torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
+        torch.bool: "BOOL", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
+    }  # fmt: skip
+    return names.get(dtype, str(dtype))

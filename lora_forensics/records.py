@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
+
+from lora_forensics.errors import SeriesError
 
 Severity = Literal["info", "warning", "error"]
 
@@ -31,6 +34,10 @@ class Skipped:
 
     path: Path
     reason: str
+
+    def to_dict(self) -> dict[str, str]:
+        """The JSON-ready form."""
+        return {"path": self.path.as_posix(), "reason": self.reason}
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,8 +219,48 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON-ready form: contract of verdict.json."""
-        from dataclasses import asdict
+        return {"schema": SCHEMA, **asdict(self), "skipped": [skipped.to_dict() for skipped in self.skipped]}
 
-        document = asdict(self)
-        document["skipped"] = [{"path": s.path.as_posix(), "reason": s.reason} for s in self.skipped]
-        return {"schema": SCHEMA, **document}
+    @classmethod
+    def from_dict(cls, document: dict[str, Any]) -> Verdict:
+        """The inverse of `to_dict`; fields that this version does not know are left out.
+
+        Raises:
+            SeriesError: a field is missing or of another shape.
+        """
+        nested: dict[str, Callable[[Any], Any]] = {
+            "keep": lambda value: value and Keep(**value),
+            "turning_point": lambda value: value and TurningPoint(**value),
+            "candidates": lambda value: tuple(Candidate(**entry) for entry in value),
+            "components": tuple,
+            "base_model": lambda value: BaseModelSummary(**value),
+            "findings": lambda value: tuple(Finding(**entry) for entry in value),
+            "skipped": lambda value: tuple(Skipped(Path(entry["path"]), entry["reason"]) for entry in value),
+        }
+        known = {f.name for f in fields(cls)}
+        try:
+            given = {key: nested.get(key, lambda value: value)(document[key]) for key in document if key in known}
+            return cls(**given)
+        except (TypeError, KeyError) as error:
+            raise SeriesError(f"not a verdict of this version: {error}", "run `lora-forensics scan` again") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Everything that one scan has to say; `to_dict` is summary.json."""
+
+    runs: tuple[Verdict, ...]
+    skipped: tuple[Skipped, ...] = ()
+    """What was looked at and belongs to no run."""
+    versions: dict[str, str] = field(default_factory=dict)
+    folder: Path | None = None
+    """OUT, where the runs' tables and plots lie; None if nothing was written."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON-ready form: contract of summary.json."""
+        return {
+            "schema": SCHEMA,
+            "runs": [verdict.to_dict() for verdict in self.runs],
+            "skipped": [skipped.to_dict() for skipped in self.skipped],
+            "versions": self.versions,
+        }

@@ -83,7 +83,9 @@ def read_header(path: Path) -> Header:
             stat = os.fstat(file.fileno())
             size = stat.st_size
             if size < 8:
-                raise CheckpointError(f"{path}: {'empty' if size == 0 else f'only {size} bytes'}: not a safetensors file")
+                raise CheckpointError(
+                    f"{path}: {'empty' if size == 0 else f'only {size} bytes'}: not a safetensors file"
+                )
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= _MAX_HEADER:
                 raise CheckpointError(f"{path}: does not start with a safetensors header")
@@ -153,7 +155,7 @@ class SafetensorsFile:
         """The whole tensor, on the CPU, in its stored type."""
         try:
             return self._open().get_tensor(name)  # type: ignore[no-any-return]
-        except Exception as error:  # noqa: BLE001 - safetensors raises its own type, which is no public name
+        except Exception as error:
             raise CheckpointError(f"{self.path}: tensor {name!r} cannot be read: {error}") from error
 
     def read_slice(self, name: str, axis: int, start: int, stop: int) -> torch.Tensor:
@@ -161,7 +163,7 @@ class SafetensorsFile:
         try:
             view = self._open().get_slice(name)
             return view[start:stop] if axis == 0 else view[:, start:stop]  # type: ignore[no-any-return]
-        except Exception as error:  # noqa: BLE001 - as in read
+        except Exception as error:
             raise CheckpointError(f"{self.path}: tensor {name!r} cannot be read: {error}") from error
 
     def _open(self) -> Any:
@@ -182,7 +184,7 @@ class PickleFile:
         try:
             # mmap needs the zip format of torch >= 1.6; older files are read whole
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-        except Exception as error:  # noqa: BLE001 - unpickling foreign bytes can raise anything
+        except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CheckpointError(
                 f"{path}: refused or unreadable as a weights-only pickle: {reason[:160]}",

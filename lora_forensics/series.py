@@ -1,0 +1,188 @@
+"""The Parquet files: which columns they have, what those mean, and how they are read and written.
+
+Both halves of the tool meet here and nowhere else. Every file carries the description of its columns in its own
+metadata, and is written beside its place and renamed, so that a killed scan leaves the old file or the new one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO
+
+import polars as pl
+
+from lora_forensics.errors import SeriesError
+from lora_forensics.records import SCHEMA
+
+_DTYPES: dict[str, pl.DataType | type[pl.DataType]] = {
+    "String": pl.String,
+    "Int64": pl.Int64,
+    "Float64": pl.Float64,
+    "Boolean": pl.Boolean,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One documented column."""
+
+    name: str
+    dtype: str
+    """Polars type: String, Int64, Float64 or Boolean."""
+    meaning: str
+    unit: str = ""
+    formula: str = ""
+    source: str = ""
+    """Paper and equation, or the file that a trainer left."""
+
+    @property
+    def polars(self) -> pl.DataType | type[pl.DataType]:
+        """The polars type."""
+        return _DTYPES[self.dtype]
+
+
+_PLACE = (
+    Column("run", "String", "name of the run"),
+    Column("step", "Int64", "optimizer step at which the checkpoint was saved", "steps"),
+    Column("epoch", "Float64", "passes over the training data by then", "epochs"),
+    Column("checkpoint", "String", "file, relative to the run's folder"),
+)
+
+MODULE_COLUMNS = (
+    *_PLACE,
+    Column(
+        "component",
+        "String",
+        "part of the model: unet, transformer, text_encoder, text_encoder_2, text_encoder_3, model, other",
+    ),
+    Column("module", "String", "key in the checkpoint, before the adapter's suffix"),
+    Column("tensor", "String", "base tensor below the module; several are joined by '+'"),
+    Column("block", "Int64", "number of the block that the module sits in"),
+    Column(
+        "role",
+        "String",
+        "q, k, v, qkv, out, up, gate, down, ff_in, ff_out, proj_in, proj_out, conv, embedding, norm, head, other",
+    ),
+    Column("adapter", "String", "kind of adapter"),
+    Column("rank", "Int64", "rank of the change"),
+    Column("scale", "Float64", "multiplier on B @ A (alpha / rank, or alpha / sqrt(rank) with rsLoRA)"),
+    Column("rows", "Int64", "rows of W, the outputs"),
+    Column("columns", "Int64", "columns of W, the inputs (convolution: in * kh * kw)"),
+)
+"""Columns of layers.parquet that say what a row is about; the metrics follow them."""
+
+CHECKPOINT_COLUMNS = (
+    *_PLACE,
+    Column("learning_rate", "Float64", "rate at this step; the denoiser's where groups differ", "per step"),
+    Column("dose", "Float64", "sum of the learning rates of all steps so far"),
+    Column("train_loss", "Float64", "training loss that the trainer logged last"),
+    Column("held_out_loss", "Float64", "loss on held-out data that the trainer logged at this step"),
+    Column("train_samples", "Int64", "training samples in one epoch"),
+    Column("batch_size", "Int64", "samples in one batch, as the trainer recorded it"),
+    Column("steps_per_epoch", "Float64", "optimizer steps in one epoch", "steps"),
+    Column("dtype", "String", "type that most of the adapter's numbers are stored in"),
+    Column("bytes", "Int64", "size of the file", "bytes"),
+    Column("fingerprint", "String", "changes when the file does"),
+    Column("modified", "Float64", "modification time of the file", "seconds since 1970"),
+)
+
+_PAPER = "Luo et al., Early-stopping Low-Rank Adaptation of Foundation Models"
+
+SERIES_COLUMNS = (
+    *_PLACE,
+    Column("learning_rate", "Float64", "rate at this step; null where unknown", "per step"),
+    Column("modules", "Int64", "modules that are averaged: those with a cosine at every checkpoint used"),
+    Column(
+        "cosine", "Float64", "CS: mean over modules of the flat cosine", "", "mean_i <D,W>/(|D||W|)", f"{_PAPER}, Eq. 2"
+    ),
+    Column("cosine_rowwise", "Float64", "the same with the row-wise cosine", "", "", f"{_PAPER}, language-model code"),
+    Column("window", "Int64", "M, the window of all moving averages", "checkpoints"),
+    Column("cosine_ma", "Float64", "moving average of CS", "", "mean(CS_j .. CS_(j+M-1))", f"{_PAPER}, Eq. 3"),
+    Column("slope", "Float64", "change of the moving average", "per checkpoint", "MA_(j+1) - MA_j", f"{_PAPER}, Eq. 3"),
+    Column("slope_ma", "Float64", "moving average of the slopes, X", "per checkpoint", "mean over M slopes", _PAPER),
+    Column(
+        "cs_fluctuation",
+        "Float64",
+        "CS-Fluctuation; the value belongs to the first checkpoint that it is computed from",
+        "",
+        "population variance of X over M, / learning_rate",
+        f"{_PAPER}, Eq. 4",
+    ),
+    Column("valley", "Int64", "1 for the first valley of CS-Fluctuation, 2 for the second, ...; else null"),
+    Column(
+        "support_end_step", "Int64", "step of the last checkpoint that cs_fluctuation here is computed from", "steps"
+    ),
+)
+"""Columns of series.parquet; `mean_<metric>` columns follow, the mean of every metric over the same modules."""
+
+
+def schema(columns: Iterable[Column]) -> dict[str, pl.DataType | type[pl.DataType]]:
+    """Polars schema of documented columns."""
+    return {column.name: column.polars for column in columns}
+
+
+def write_table(
+    frame: pl.DataFrame, path: Path, columns: Iterable[Column], notes: Mapping[str, str] | None = None
+) -> None:
+    """Write a table with its columns' descriptions and `notes` in the file's metadata; whole or not at all."""
+    described = {column.name: {k: v for k, v in asdict(column).items() if v} for column in columns}
+    metadata = {"lora_forensics.schema": str(SCHEMA), "lora_forensics.columns": json.dumps(described), **(notes or {})}
+    write_whole(path, lambda file: frame.write_parquet(file, metadata=metadata))
+
+
+def read_table(path: Path) -> pl.DataFrame:
+    """Read a table that `write_table` wrote.
+
+    Raises:
+        SeriesError: missing, unreadable, or written by a newer version.
+    """
+    try:
+        version = read_notes(path).get("lora_forensics.schema", "0")
+        if int(version) > SCHEMA:
+            raise SeriesError(f"{path} has schema {version}, newer than {SCHEMA}", "upgrade lora-forensics")
+        return pl.read_parquet(path, memory_map=False)
+    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
+        raise SeriesError(f"{path}: no readable Parquet file: {error}", "run `lora-forensics scan --rescan`") from error
+
+
+def read_notes(path: Path) -> dict[str, str]:
+    """The text metadata of a Parquet file; empty if the file is missing or unreadable."""
+    try:
+        return dict(pl.read_parquet_metadata(path))
+    except (OSError, pl.exceptions.PolarsError):
+        return {}
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file, whole or not at all."""
+    write_whole(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write beside the place and rename.
+
+    Raises:
+        SeriesError: the place cannot be written: read-only, full, or not a folder.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                write(file)
+            umask = os.umask(0)
+            os.umask(umask)
+            Path(name).chmod(0o666 & ~umask)  # mkstemp makes the file private
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise SeriesError(
+            f"{path} cannot be written: {error.strerror or error}", "choose another folder with --out"
+        ) from error

@@ -34,6 +34,8 @@ class Skipped:
 
     path: Path
     reason: str
+    expected: bool = False
+    """Nothing is wrong with it, it is no checkpoint: an optimizer's state, a base model. `--strict` lets it pass."""
 
     def to_dict(self) -> dict[str, str]:
         """The JSON-ready form."""
@@ -124,6 +126,8 @@ class WeightRef:
     """Stacked along the rows, in this order."""
     transposed: bool = False
     """The base is stored in x out (Conv1D of GPT-2, embeddings)."""
+    embedding: bool = False
+    """Looked up, not multiplied: its rows and columns are the base's own, (entries, width), though transposed."""
 
     def label(self) -> str:
         """The base tensors' names, joined by '+', each once."""

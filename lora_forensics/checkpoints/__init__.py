@@ -1,0 +1,15 @@
+"""Trainers: how each lays out the checkpoints of a run, and what it left about them.
+
+A new trainer is one module here with a class that follows `interface.Trainer`, and one line in `TRAINERS`.
+"""
+
+from __future__ import annotations
+
+from lora_forensics.checkpoints.interface import Folder, Trainer
+from lora_forensics.checkpoints.kohya import Kohya
+from lora_forensics.checkpoints.peft import PeftTrainer
+
+__all__ = ["TRAINERS", "Folder", "Trainer"]
+
+TRAINERS: dict[str, Trainer] = {trainer.name: trainer for trainer in (PeftTrainer(), Kohya())}
+"""Every trainer by name; the order is the precedence, most specific first."""

@@ -1,0 +1,151 @@
+"""What a trainer's layout is to discovery."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+from lora_forensics.checkpoints.history import Curve
+from lora_forensics.errors import CheckpointError
+from lora_forensics.records import Checkpoint, Finding, Run, Skipped
+from lora_forensics.tensors import PICKLES, SAFETENSORS, Header, file_fingerprint, read_header, same_content
+
+
+@dataclass(slots=True)
+class Folder:
+    """One folder of the searched tree, read once; trainers take from it what is theirs."""
+
+    path: Path
+    files: dict[str, Path] = field(default_factory=dict)
+    """File names not yet taken."""
+    folders: dict[str, Path] = field(default_factory=dict)
+    """Sub-folder names not yet taken; the rest is searched next."""
+    _headers: dict[str, Header | CheckpointError] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> Folder:
+        """List a folder.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        folder = cls(path)
+        with os.scandir(path) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                target = folder.folders if entry.is_dir() else folder.files
+                target[entry.name] = Path(entry.path)
+        return folder
+
+    def header(self, name: str) -> Header | CheckpointError:
+        """The header of a safetensors file here, read once; the error if it is damaged."""
+        if name not in self._headers:
+            try:
+                self._headers[name] = read_header(self.path / name)
+            except CheckpointError as error:
+                self._headers[name] = error
+        return self._headers[name]
+
+
+class Trainer(Protocol):
+    """One trainer family: how its files lie, and what they tell."""
+
+    name: str
+    """As `--trainer` and `formats` spell it."""
+    save_more_often: str
+    """The setting that saves more checkpoints, and the limit that deletes them, in one sentence."""
+
+    def find(self, folder: Folder) -> Iterator[Run | Skipped]:
+        """The runs of this trainer whose checkpoints lie in `folder` or right below it.
+
+        What belongs to them, damaged files included, is removed from `folder`. Names of runs are relative to it; ''
+        is the folder's own name.
+        """
+        ...
+
+
+def with_rates(checkpoints: Sequence[Checkpoint], rates: Curve) -> tuple[Checkpoint, ...]:
+    """Placed checkpoints with learning rate and dose."""
+    doses = rates.sums([checkpoint.step or 0 for checkpoint in checkpoints])
+    return tuple(
+        replace(checkpoint, learning_rate=rates.between(checkpoint.step or 0), dose=dose)
+        for checkpoint, dose in zip(checkpoints, doses, strict=True)
+    )
+
+
+def stat_checkpoint(path: Path, name: str, step: int | None, config: Path | None = None) -> Checkpoint:
+    """A checkpoint with size, time and fingerprint filled in.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    if path.suffix == SAFETENSORS:
+        header = read_header(path)
+        return from_header(path, name, step, header, config)
+    if path.suffix not in PICKLES:
+        raise CheckpointError(f"{path}: not a tensor file")
+    fingerprint = file_fingerprint(path)
+    stat = path.stat()
+    return Checkpoint(
+        path, name, step, config=config, size=stat.st_size, modified=stat.st_mtime, fingerprint=fingerprint
+    )
+
+
+def from_header(path: Path, name: str, step: int | None, header: Header, config: Path | None = None) -> Checkpoint:
+    """A checkpoint whose header has been read."""
+    return Checkpoint(
+        path, name, step, config=config, size=header.size, modified=header.modified, fingerprint=header.fingerprint
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Checkpoints in order, each step once; and what had to stay out."""
+
+    checkpoints: tuple[Checkpoint, ...]
+    unplaced: tuple[Checkpoint, ...]
+    findings: tuple[Finding, ...]
+
+
+def place(found: list[Checkpoint]) -> Placed:
+    """Order checkpoints by step; of several at one step the first given stays.
+
+    Copies with equal tensors are dropped by content, others at a step that is taken, or without a step, are listed.
+    """
+    by_step: dict[int, Checkpoint] = {}
+    rest: list[Checkpoint] = []
+    for checkpoint in found:
+        if checkpoint.step is None or checkpoint.step in by_step:
+            rest.append(checkpoint)
+        else:
+            by_step[checkpoint.step] = checkpoint
+    ordered = tuple(by_step[step] for step in sorted(by_step))
+    unplaced, findings = [], []
+    for checkpoint in rest:
+        same = [by_step[checkpoint.step]] if checkpoint.step is not None else reversed(ordered)
+        twin = next((other for other in same if same_content(checkpoint.path, other.path)), None)
+        if twin is None:
+            unplaced.append(checkpoint)
+            findings.append(_left_out(checkpoint, by_step))
+        else:
+            findings.append(Finding("duplicate", "info", f"{checkpoint.name} holds the same tensors as {twin.name}"))
+    return Placed(ordered, tuple(unplaced), tuple(findings))
+
+
+def _left_out(checkpoint: Checkpoint, by_step: dict[int, Checkpoint]) -> Finding:
+    if checkpoint.step is None:
+        return Finding(
+            "step-unknown",
+            "warning",
+            f"{checkpoint.name}: its training step cannot be known; it is left out of the series",
+            "save with metadata, or give it the step in its name as the trainer does",
+        )
+    other = by_step[checkpoint.step].name
+    return Finding(
+        "same-step",
+        "warning",
+        f"{checkpoint.name} and {other} are both of step {checkpoint.step} and differ; the first is left out",
+        "two trainings may have written into one folder: give each its own",
+    )

@@ -1,0 +1,125 @@
+"""A folder tree to runs: which files are checkpoints of one training, and why the others are not. Headers only."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from lora_forensics.adapters import looks_like_adapter
+from lora_forensics.checkpoints import TRAINERS, Folder
+from lora_forensics.errors import CheckpointError, UsageError
+from lora_forensics.records import Run, Skipped
+from lora_forensics.tensors import SAFETENSORS, TENSOR_FILES
+
+_STATES = re.compile(r"(optimizer|scheduler|scaler|training_args|rng_state|random_states|ema|trainer|recipe_state)")
+_UNSAFE = re.compile(r'[<>:"|?*\\\x00-\x1f\x7f]|[. ]+$')
+
+
+def discover_runs(
+    path: str | Path, trainer: str | None = None, exclude: Iterable[Path] = ()
+) -> Iterator[Run | Skipped]:
+    """The runs below a folder, and every tensor file that belongs to none, with the reason.
+
+    Args:
+        path: the folder; its own checkpoints count too.
+        trainer: look for the layout of this one only (a name in `checkpoints.TRAINERS`).
+        exclude: folders that are not entered, for example the output of an earlier scan.
+
+    Raises:
+        UsageError: `path` does not exist, is a single file, or is itself one checkpoint; the hint says what to pass.
+    """
+    root = Path(path)
+    _check_root(root)
+    if trainer is not None and trainer not in TRAINERS:
+        raise UsageError(f"no trainer is called {trainer!r}", f"choose from {', '.join(TRAINERS)}")
+    trainers = [TRAINERS[trainer]] if trainer else list(TRAINERS.values())
+    names: set[str] = set()
+    for found in _walk(root, trainers, {p.resolve() for p in exclude}):
+        if isinstance(found, Run):
+            name = _unique(_name(found, root), names)
+            names.add(name.lower())  # file systems that ignore case
+            yield replace(found, name=name)
+        else:
+            yield found
+
+
+def _walk(root: Path, trainers: list, excluded: set[Path]) -> Iterator[Run | Skipped]:  # type: ignore[type-arg]
+    seen: set[Path] = set()
+    pending = [root]
+    while pending:
+        path = pending.pop()
+        real = path.resolve()
+        if real in seen or real in excluded:  # symlinks may form loops
+            continue
+        seen.add(real)
+        try:
+            folder = Folder.read(path)
+        except OSError as error:
+            yield Skipped(path, f"folder cannot be read: {error.strerror or error}")
+            continue
+        for trainer in trainers:
+            yield from trainer.find(folder)
+        yield from _leftovers(folder)
+        pending.extend(reversed([p for name, p in folder.folders.items() if not name.startswith(".")]))
+
+
+def _leftovers(folder: Folder) -> Iterator[Skipped]:
+    """Tensor files that no trainer took."""
+    for name, path in folder.files.items():
+        if not name.endswith(TENSOR_FILES) or name.startswith("."):
+            continue
+        if _STATES.match(name):
+            yield Skipped(path, "training state", expected=True)
+        elif not name.endswith(SAFETENSORS):
+            yield Skipped(path, "a pickle outside the layout of a known trainer: not opened", expected=True)
+        else:
+            yield _explain(path, folder.header(name))
+
+
+def _explain(path: Path, header: object) -> Skipped:
+    if isinstance(header, CheckpointError):
+        return Skipped(path, header.message)
+    infos = header.infos  # type: ignore[attr-defined] # Header, the other member of the union
+    if looks_like_adapter(infos):
+        return Skipped(path, "an adapter, but not in the layout of a known trainer")
+    return Skipped(path, f"no adapter: {len(infos)} tensors such as {next(iter(infos), 'none')!r}", expected=True)
+
+
+def _check_root(root: Path) -> None:
+    if root.is_file():
+        raise UsageError(
+            f"{root} is one file; a verdict needs the checkpoints of a run side by side",
+            f"scan its folder: lora-forensics scan {root.parent}",
+        )
+    if not root.is_dir():
+        near = [p.name for p in root.parent.iterdir()] if root.parent.is_dir() else []
+        match = difflib.get_close_matches(root.name, near, 1)
+        raise UsageError(
+            f"{root} does not exist", f"did you mean {root.parent / match[0]}?" if match else "check the path"
+        )
+    if re.fullmatch(r"checkpoint-\d+", root.resolve().name) and any(root.glob("adapter_model.*")):
+        raise UsageError(
+            f"{root} is one checkpoint of a run; a verdict needs its neighbours",
+            f"scan the run: lora-forensics scan {os.path.normpath(root / '..')}",
+        )
+
+
+def _name(run: Run, root: Path) -> str:
+    """The run's place relative to what was searched, safe as a path on every system."""
+    relative = os.path.relpath(run.path, root)
+    parts = [part for part in Path(relative).parts if part not in (".", "..")]
+    if run.name:
+        parts.append(run.name)
+    safe = [_UNSAFE.sub("_", part) or "_" for part in parts] or [_UNSAFE.sub("_", root.resolve().name) or "run"]
+    return "/".join(safe)
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    candidate, number = name, 2
+    while candidate.lower() in taken:
+        candidate, number = f"{name}-{number}", number + 1
+    return candidate

@@ -1,0 +1,38 @@
+"""Cosine similarity between a change and the frozen weight below it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lora_forensics.metrics.interface import metric
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lora_forensics.moments import Moments
+
+_PAPER = "Luo et al., Early-stopping Low-Rank Adaptation of Foundation Models"
+
+
+@metric(
+    "cosine of the change and the frozen weight, both flattened; NaN for a zero or non-finite change",
+    formula="<D,W> / (|D| |W|)",
+    source=f"{_PAPER}, Eq. 2",
+    needs_base=True,
+)
+def cosine(batch: Moments) -> Tensor:
+    """Flat cosine, (c,)."""
+    return batch.dot.sum(dim=-1) / (batch.norm2 * batch.w2.sum()).sqrt()
+
+
+@metric(
+    "mean over output rows of the rows' cosines, rows with a zero norm left out; NaN if none is left",
+    formula="mean_n <D_n,W_n> / (|D_n| |W_n|)",
+    source=f"{_PAPER}, the released language-model code",
+    needs_base=True,
+)
+def cosine_rowwise(batch: Moments) -> Tensor:
+    """Row-wise cosine, (c,)."""
+    product = batch.d2 * batch.w2
+    rows = (batch.dot / product.sqrt()).where(product != 0, 0.0)  # a NaN row stays NaN
+    return rows.sum(dim=-1) / (product != 0).sum(dim=-1)

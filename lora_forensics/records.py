@@ -188,6 +188,39 @@ class BaseModelSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class RunNotes:
+    """What the tables do not hold of a run: kept in the metadata of layers.parquet, so that reports need no checkpoint."""
+
+    path: str | None = None
+    trainer: str | None = None
+    step_unit: str = "step"
+    save_more_often: str = ""
+    base: BaseModelSummary = BaseModelSummary(None, 0, 0)
+    base_problem: str = ""
+    """Why there is no base model, where there is none."""
+    measured_with: str = ""
+    """Changes when stored rows must not be reused: other base, other columns."""
+    findings: tuple[Finding, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON-ready form."""
+        return {**asdict(self), "skipped": [skipped.to_dict() for skipped in self.skipped]}
+
+    @classmethod
+    def from_dict(cls, document: dict[str, Any]) -> RunNotes:
+        """The inverse of `to_dict`."""
+        return cls(
+            **{
+                **document,
+                "base": BaseModelSummary(**document["base"]),
+                "findings": tuple(Finding(**entry) for entry in document["findings"]),
+                "skipped": tuple(Skipped(Path(entry["path"]), entry["reason"]) for entry in document["skipped"]),
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """The answer for one run; `to_dict` is verdict.json."""
 

@@ -121,6 +121,26 @@ SERIES_COLUMNS = (
 """Columns of series.parquet; `mean_<metric>` columns follow, the mean of every metric over the same modules."""
 
 
+RUN_COLUMNS = (
+    Column("run", "String", "name of the run"),
+    Column("path", "String", "its folder"),
+    Column("trainer", "String", "trainer whose layout it has"),
+    Column("adapter", "String", "kinds and ranks of its adapters"),
+    Column("status", "String", "of the verdict"),
+    Column("checkpoints", "Int64", "checkpoints with a known step"),
+    Column("keep", "String", "checkpoint to keep; null where none is named"),
+    Column("keep_step", "Int64", "its step", "steps"),
+    Column("rests_on", "String", "what that rests on"),
+    Column("turning_point_step", "Int64", "second valley of CS-Fluctuation", "steps"),
+    Column("last_is_past_turning_point", "Boolean", "whether training went on past it"),
+    Column("window", "Int64", "M, the window of all moving averages", "checkpoints"),
+    Column("detector", "String", "rule that found the turning point"),
+    Column("similarity", "String", "flat or rowwise"),
+    Column("base_model", "String", "frozen weights that it was measured against"),
+)
+"""Columns of runs.parquet: one row per run of the last scan."""
+
+
 def schema(columns: Iterable[Column]) -> dict[str, pl.DataType | type[pl.DataType]]:
     """Polars schema of documented columns."""
     return {column.name: column.polars for column in columns}

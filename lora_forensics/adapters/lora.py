@@ -16,16 +16,15 @@ if TYPE_CHECKING:
 
 _KEYS = re.compile(
     r"""(?P<module>.+?)(?:
-        (?P<down>(?:\.lora_down | \.lora_A(?:\.\w+)? | (?:\.lora | \.lora_linear_layer | (?<=_lora) | (?<=_lora\d))\.down)
-            \.weight)
-      | (?P<up>(?:\.lora_up | \.lora_B(?:\.\w+)? | (?:\.lora | \.lora_linear_layer | (?<=_lora) | (?<=_lora\d))\.up)
-            \.weight)
+        (?P<down>(?:\.lora_down | \.lora_A(?:\.\w+)? | (?:\.lora|\.lora_linear_layer|(?<=_lora)|(?<=_lora\d))\.down)\.weight)
+      | (?P<up>(?:\.lora_up | \.lora_B(?:\.\w+)? | (?:\.lora|\.lora_linear_layer|(?<=_lora)|(?<=_lora\d))\.up)\.weight)
       | (?P<embedding_down>\.lora_embedding_A(?:\.\w+)?)
       | (?P<embedding_up>\.lora_embedding_B(?:\.\w+)?)
       | (?P<alpha>\.alpha)
     )""",
     re.VERBOSE,
 )
+"""kohya's down/up, PEFT's A/B (with or without the adapter's name), diffusers' old spellings, embeddings."""
 
 
 class LoRA:

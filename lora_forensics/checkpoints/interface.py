@@ -100,6 +100,10 @@ def from_header(path: Path, name: str, step: int | None, header: Header, config:
     )
 
 
+_LISTED = 3
+"""Copies that a message lists before it says how many more there are."""
+
+
 @dataclass(frozen=True, slots=True)
 class Placed:
     """Checkpoints in order, each step once; and what had to stay out."""
@@ -122,7 +126,7 @@ def place(found: list[Checkpoint]) -> Placed:
         else:
             by_step[checkpoint.step] = checkpoint
     ordered = tuple(by_step[step] for step in sorted(by_step))
-    unplaced, findings = [], []
+    unplaced, findings, copies = [], [], []
     for checkpoint in rest:
         same = [by_step[checkpoint.step]] if checkpoint.step is not None else reversed(ordered)
         twin = next((other for other in same if same_content(checkpoint.path, other.path)), None)
@@ -130,7 +134,11 @@ def place(found: list[Checkpoint]) -> Placed:
             unplaced.append(checkpoint)
             findings.append(_left_out(checkpoint, by_step))
         else:
-            findings.append(Finding("duplicate", "info", f"{checkpoint.name} holds the same tensors as {twin.name}"))
+            copies.append(f"{checkpoint.name} = {twin.name}")
+    if copies:
+        many = f"; and {len(copies) - _LISTED} more" if len(copies) > _LISTED else ""
+        message = f"files with the same tensors count once: {'; '.join(copies[:_LISTED])}{many}"
+        findings.append(Finding("duplicate", "info", message))
     return Placed(ordered, tuple(unplaced), tuple(findings))
 
 

@@ -75,7 +75,7 @@ class Kohya:
             for file in files
         ]
         placed = place(found)
-        per_epoch = None if by_epochs else _steps_per_epoch(files)
+        per_epoch = 1.0 if by_epochs else _steps_per_epoch(files)
         named = {file.path: file.epoch for file in files}
         rates = Curve() if by_epochs else _rates(last.meta)
         dated = [replace(c, epoch=_epoch(c, per_epoch, named[c.path])) for c in placed.checkpoints]

@@ -1,0 +1,92 @@
+"""What a person should know besides the verdict: findings about health and evidence, and the status in a sentence."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+
+from lora_forensics.records import Finding, Keep, RunNotes, Status, TurningPoint
+from lora_forensics.similarity import AssessOptions, Similarity, Window
+from lora_forensics.turning_point import MINIMUM_CHECKPOINTS
+
+FEW_CHECKPOINTS = 30
+"""Below this, picks were no better than the middle checkpoint in tests (docs/method.md)."""
+
+
+def health(layers: pl.DataFrame, similarity: Similarity) -> list[Finding]:
+    """NaN, Inf and adapters that do nothing."""
+    found = []
+    broken = layers.filter(pl.col("nonfinite") > 0)
+    if not broken.is_empty():
+        steps = broken["step"].unique().sort().to_list()
+        modules = broken["module"].n_unique()
+        message = f"NaN or Inf in {modules} modules at {_steps(steps)}"
+        found.append(
+            Finding("nonfinite", "error", message, "lower the learning rate or save in float32; use none of these")
+        )
+    zero = layers.group_by("step").agg((pl.col("delta_norm") == 0).all().alias("zero")).filter(pl.col("zero"))
+    if not zero.is_empty():
+        steps = zero["step"].sort().to_list()
+        message = f"the adapter changes nothing at {_steps(steps)}: all of its B factors are zero"
+        hint = "step 0 is like that; later it means that the adapter was not trained, or was saved wrongly"
+        found.append(Finding("zero-change", "info" if steps == [layers["step"].min()] else "error", message, hint))
+    if similarity.dropped:
+        message = f"most modules have no cosine at {_steps(list(similarity.dropped))}: left out of the series"
+        found.append(Finding("checkpoint-undefined", "info", message))
+    return found
+
+
+def advice(places: pl.DataFrame, turning: TurningPoint | None, keep: Keep | None, steps: list[int]) -> list[Finding]:
+    """What a person should know before acting on the verdict."""
+    found = []
+    gaps = np.diff(steps)
+    if turning is not None and gaps.max() > 1.1 * gaps.min():
+        message = (
+            f"checkpoints are unevenly spaced ({gaps.min()} to {gaps.max()} steps apart); the window counts checkpoints"
+        )
+        found.append(Finding("uneven-cadence", "warning", message, "save at one interval"))
+    if turning is not None and keep is not None and keep.rests_on == "turning_point":
+        message = "a second valley is weak evidence: a random walk has one too, at a place set by the window"
+        hint = f"compare {turning.checkpoint} with its neighbours on a few samples that were not trained on"
+        if len(steps) < FEW_CHECKPOINTS:
+            hint += (
+                f"; with fewer than {FEW_CHECKPOINTS} checkpoints, picks were no better than the middle one in tests"
+            )
+        found.append(Finding("weak-evidence", "warning", message, hint))
+    held_out = keep is not None and keep.rests_on == "held_out_loss"
+    past = keep.step if held_out and keep else turning.step if turning else None
+    last = places["step"][-1] if len(places) else 0
+    if past is not None and last > past:
+        what = "the lowest held-out loss" if held_out else "the turning point"
+        found.append(
+            Finding(
+                "last-is-past",
+                "warning",
+                f"the last checkpoint (step {last}) is past {what} (step {past})",
+            )
+        )
+    return found
+
+
+def message_of(status: Status, count: int, window: Window, notes: RunNotes, options: AssessOptions) -> str:
+    """The status in a sentence that says what to do."""
+    needed = max(MINIMUM_CHECKPOINTS, 3 * (window.size or 2) + 3)
+    more = f"; to save more often, {notes.save_more_often}" if notes.save_more_often else ""
+    return {
+        "unhealthy": "every saved adapter is zero or not finite: there is nothing to keep",
+        "no_base_model": notes.base_problem or "no base model: cosines are not known",
+        "too_few_checkpoints": (
+            f"{count} checkpoint{'' if count == 1 else 's'} with a cosine, a second valley needs {needed} or more{more}"
+        ),
+        "no_second_valley": (
+            f"CS-Fluctuation has no second valley at a window of {window.size} checkpoints: no turning point seen"
+        ),
+        "turning_point": f"second valley of CS-Fluctuation found by {options.detector}",
+    }[status]
+
+
+def _steps(steps: list[int]) -> str:
+    """Steps in words: all of a few, the ends of many."""
+    if len(steps) > 4:
+        return f"{len(steps)} checkpoints (steps {steps[0]} to {steps[-1]})"
+    return f"step{'s' if len(steps) > 1 else ''} {', '.join(map(str, steps))}"

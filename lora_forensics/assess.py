@@ -1,0 +1,197 @@
+"""Composer of the reading half: the tables of a run to its series, evidence and verdict. Never touches torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from lora_forensics.advice import advice, health, message_of
+from lora_forensics.records import BaseModelSummary, Candidate, Keep, RunNotes, Status, TurningPoint, Verdict
+from lora_forensics.similarity import (
+    AssessOptions,
+    Window,
+    choose_window,
+    complete,
+    first_known,
+    fluctuation_of,
+    places_of,
+    similarity_of,
+)
+from lora_forensics.turning_point import DETECTORS
+
+
+@dataclass(frozen=True, slots=True)
+class Assessment:
+    """A verdict and the series that it was read from."""
+
+    verdict: Verdict
+    series: pl.DataFrame
+    """series.parquet."""
+
+
+def assess_run(
+    layers: pl.DataFrame,
+    checkpoints: pl.DataFrame | None = None,
+    *,
+    notes: RunNotes | None = None,
+    window: str | int = "auto",
+    detector: str = "algorithm1",
+    similarity: str = "flat",
+    component: str | Sequence[str] = (),
+    learning_rate: float | None = None,
+) -> Verdict:
+    """The verdict on one run.
+
+    Args:
+        layers: at least `run, step, module, cosine`; other columns of layers.parquet may be missing or null.
+        checkpoints: checkpoints.parquet; may be left out.
+        notes: what a measured run knows besides its tables.
+        window: `auto`, `epoch` or a number of checkpoints.
+        detector: a name in `turning_point.DETECTORS`.
+        similarity: `flat` (Eq. 2) or `rowwise` (the released language-model code).
+        component: components that enter CS; `all` for all.
+        learning_rate: overrules the recorded rates.
+
+    Raises:
+        UsageError: an option that cannot be meant.
+        SeriesError: a column that must be there is missing, or the table holds several runs.
+    """
+    components = (component,) if isinstance(component, str) else tuple(component)
+    options = AssessOptions(str(window), detector, similarity, components, learning_rate)
+    return assess(layers, checkpoints, notes, options).verdict
+
+
+def assess(
+    layers: pl.DataFrame,
+    checkpoints: pl.DataFrame | None = None,
+    notes: RunNotes | None = None,
+    options: AssessOptions | None = None,
+) -> Assessment:
+    """As `assess_run`, with the series."""
+    notes, options = notes or RunNotes(), options or AssessOptions()
+    layers = complete(layers)
+    places = places_of(layers, checkpoints)
+    similarity = similarity_of(layers, places, options)
+    steps = similarity.frame["step"].to_list()
+    cadence = float(np.median(np.diff(steps))) if len(steps) > 1 else None
+    window = choose_window(options.window, len(steps), cadence, first_known(places, "steps_per_epoch"))
+    series, findings = fluctuation_of(similarity.frame, window, options)
+    turning = _turning_point(series, window, options)
+    status = _status(layers, series, window, turning)
+    keep, evidence = _keep(places, turning)
+    evidence["valleys"] = series.filter(pl.col("valley").is_not_null())["step"].to_list()
+    evidence["steps"] = [places["step"][0], places["step"][-1]] if len(places) else None
+    evidence["alignment"] = "value j is computed from checkpoints j .. j+3M-2 and belongs to checkpoint j"
+    findings = [
+        *notes.findings,
+        *health(layers, similarity),
+        *findings,
+        *advice(places, turning, keep, steps),
+    ]
+    name = str(first_known(layers, "run") or first_known(places, "run") or "run")
+    verdict = Verdict(
+        run=name,
+        status=status,
+        keep=keep,
+        turning_point=turning,
+        candidates=_candidates(keep, turning),
+        evidence=evidence,
+        last_is_past_turning_point=None if turning is None else places["step"][-1] > turning.step,
+        window=window.size,
+        window_reason=window.reason,
+        cadence_steps=cadence,
+        detector=options.detector,
+        similarity=options.similarity,
+        components=similarity.components,
+        base_model=notes.base if notes.base.total else _summary(layers),
+        checkpoints=len(places),
+        findings=tuple(findings),
+        skipped=notes.skipped,
+        trainer=notes.trainer,
+        adapter=_adapter(layers),
+        path=notes.path,
+        message=message_of(status, len(steps), window, notes, options),
+        versions=versions(),
+    )
+    return Assessment(verdict, series)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a verdict depends on, without importing any of it."""
+    found = {}
+    for name in ("lora-forensics", "torch", "polars", "scipy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _turning_point(series: pl.DataFrame, window: Window, options: AssessOptions) -> TurningPoint | None:
+    values = series["cs_fluctuation"].drop_nulls().to_numpy()
+    found = DETECTORS[options.detector](values)
+    if found is None or window.size is None:
+        return None
+    row = series.row(found, named=True)
+    end = series["step"][found + 3 * window.size - 2]
+    return TurningPoint(found, row["step"], row["epoch"], row["checkpoint"], end)
+
+
+def _status(layers: pl.DataFrame, series: pl.DataFrame, window: Window, turning: TurningPoint | None) -> Status:
+    """The first that holds, in the order of the contract."""
+    dead = (pl.col("nonfinite") > 0) | (pl.col("delta_norm") == 0) | pl.col("delta_norm").is_nan()
+    if not layers.is_empty() and layers.select(dead.fill_null(value=False).all()).item():
+        return "unhealthy"
+    if not layers.is_empty() and layers["cosine"].null_count() == len(layers):
+        return "no_base_model"
+    if window.size is None or len(series) < 3 * window.size + 3:
+        return "too_few_checkpoints"
+    return "no_second_valley" if turning is None else "turning_point"
+
+
+def _keep(places: pl.DataFrame, turning: TurningPoint | None) -> tuple[Keep | None, dict[str, Any]]:
+    """Held-out loss overrules everything; else the turning point."""
+    logged = places.filter(pl.col("held_out_loss").is_finite())
+    if logged.is_empty():
+        if turning is None:
+            return None, {"held_out": None}
+        return Keep(turning.checkpoint, turning.step, turning.epoch, "turning_point"), {"held_out": None}
+    best = logged.sort("held_out_loss", "step").row(0, named=True)
+    at_turning = logged.filter(pl.col("step") == (turning.step if turning else None))["held_out_loss"].to_list()
+    held_out = {
+        "checkpoint": best["checkpoint"],
+        "step": best["step"],
+        "loss": best["held_out_loss"],
+        "last_loss": logged["held_out_loss"][-1],
+        "at_turning_point": at_turning[0] if at_turning else None,
+    }
+    return Keep(best["checkpoint"], best["step"], best["epoch"], "held_out_loss"), {"held_out": held_out}
+
+
+def _candidates(keep: Keep | None, turning: TurningPoint | None) -> tuple[Candidate, ...]:
+    found = []
+    if keep is not None and keep.rests_on == "held_out_loss":
+        found.append(Candidate(keep.checkpoint, keep.step, "lowest held-out loss"))
+    if turning is not None:
+        found.append(Candidate(turning.checkpoint, turning.step, "second valley of CS-Fluctuation"))
+    return tuple(found)
+
+
+def _summary(layers: pl.DataFrame) -> BaseModelSummary:
+    modules = layers.group_by("module").agg(pl.col("cosine").is_not_null().any().alias("matched"))
+    return BaseModelSummary(None, int(modules["matched"].sum()), len(modules))
+
+
+def _adapter(layers: pl.DataFrame) -> str | None:
+    kinds = layers["adapter"].drop_nulls().unique().sort().to_list()
+    ranks = layers["rank"].drop_nulls().unique().sort().to_list()
+    if not kinds:
+        return None
+    return ", ".join(kinds) + (
+        f" rank {ranks[0]}" if len(ranks) == 1 else f" ranks {ranks[0]}-{ranks[-1]}" if ranks else ""
+    )

@@ -1,0 +1,307 @@
+"""Commands: parse, call the library, print, exit code. No rule lives here, nothing heavy is imported at the top."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from lora_forensics import __version__
+from lora_forensics.errors import LoraForensicsError, UsageError
+
+if TYPE_CHECKING:
+    from lora_forensics.similarity import AssessOptions
+    from lora_forensics.records import Summary
+    from lora_forensics.scan import ScanOptions
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+EXIT_USAGE, EXIT_BUG, EXIT_INTERRUPTED = 2, 70, 130
+
+
+class Commands(click.Group):
+    """The one place where errors become messages and exit codes."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a command; every way out of it has its code."""
+        kwargs["standalone_mode"] = False
+        try:
+            result = super().main(*args, **kwargs)
+            sys.exit(result if isinstance(result, int) else 0)
+        except click.ClickException as error:
+            error.show()
+            sys.exit(EXIT_USAGE)
+        except LoraForensicsError as error:
+            _complain(error.message, error.hint)
+            sys.exit(EXIT_USAGE)
+        except (click.Abort, KeyboardInterrupt):
+            _complain(
+                "stopped; files on disk are those of the runs that were finished", "run the same command to go on"
+            )
+            sys.exit(EXIT_INTERRUPTED)
+        except BrokenPipeError:
+            sys.stderr.close()  # the reader has gone, as in `| head`
+            sys.exit(0)
+        except Exception:  # noqa: BLE001 - the last resort: a bug must not look like a finding
+            with tempfile.NamedTemporaryFile(
+                "w", prefix="lora-forensics-", suffix=".log", delete=False, encoding="utf-8"
+            ) as log:
+                log.write(traceback.format_exc())
+            last = (traceback.format_exc().strip().splitlines() or [""])[-1]
+            _complain(f"this is a bug: {last}", f"please report it with {log.name}")
+            sys.exit(EXIT_BUG)
+
+
+def _complain(message: str, hint: str = "") -> None:
+    from lora_forensics.reports.text import plain
+
+    click.echo(f"lora-forensics: {plain(message)}", err=True)
+    if hint:
+        click.echo(f"  try: {plain(hint)}", err=True)
+
+
+def assessing(command: F) -> F:
+    """Options that say how a series is read."""
+    for option in reversed(
+        (
+            click.option("--component", multiple=True, help="Component that enters CS, or all (repeatable)."),
+            click.option(
+                "--similarity", default="flat", show_default=True, help="flat (the paper) or rowwise (its code)."
+            ),
+            click.option(
+                "--window", default="auto", show_default=True, help="auto, epoch, or a number of checkpoints."
+            ),
+            click.option("--detector", default="algorithm1", show_default=True, help="algorithm1 or official."),
+            click.option("--learning-rate", type=float, help="Divide by this rate instead of the recorded ones."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def measuring(command: F) -> F:
+    """Options that say what is measured, and how."""
+    for option in reversed(
+        (
+            click.option("--base", multiple=True, type=click.Path(path_type=Path), help="Base model: file or folder."),
+            click.option("--download", is_flag=True, help="Allow fetching the base model from the Hugging Face hub."),
+            click.option(
+                "--out",
+                type=click.Path(path_type=Path, file_okay=False),
+                default=Path("forensics"),
+                show_default=True,
+                help="Folder for tables, plots and reports.",
+            ),
+            click.option("--trainer", help="Look for this trainer's layout only."),
+            click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
+            click.option("--engine", default="serial", show_default=True, help="Where work runs: serial."),
+            click.option(
+                "--memory", default="1GB", show_default=True, help="Checkpoints held at once, e.g. 500MB or 4GB."
+            ),
+            click.option("--rescan", is_flag=True, help="Measure everything again, not only what is new."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="lora-forensics")
+def main() -> None:
+    """Which checkpoint of a LoRA training to keep, and on what evidence."""
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@measuring
+@assessing
+@click.option(
+    "--report", "reports", multiple=True, help="Report to write to OUT (repeatable; markdown and json always are)."
+)
+@click.option(
+    "--fail-on", multiple=True, help="Exit with 1 on this rule or severity (info, warning, error; repeatable)."
+)
+@click.option("--strict", is_flag=True, help="Exit with 2 if a damaged file had to be skipped.")
+@click.option("--json", "as_json", is_flag=True, help="Print summary.json and nothing else.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+@click.option("-v", "--verbose", is_flag=True, help="List every skipped file.")
+def scan(
+    runs: tuple[Path, ...],
+    reports: tuple[str, ...],
+    fail_on: tuple[str, ...],
+    strict: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    **settings: Any,
+) -> int:
+    """Measure the runs below RUNS, name the checkpoint to keep, and write tables, plots and reports.
+
+    Example: lora-forensics scan sample_runs/
+    """
+    from lora_forensics.console import console_progress
+    from lora_forensics.scan import scan as run_scan
+
+    with console_progress(enabled=not (quiet or as_json)) as progress:
+        done = run_scan(runs, _scan_options(settings, reports, progress))
+    if as_json:
+        _print_report("json", done.summary)
+    elif not quiet:
+        _print_report("terminal", done.summary, verbose=verbose)
+        click.echo(_what_was_measured(done.new, done.known))
+    return done.exit_code(fail_on, strict)
+
+
+@main.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--trainer", help="Look for this trainer's layout only.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
+@click.option("-v", "--verbose", is_flag=True, help="List every skipped file.")
+def runs(path: Path, trainer: str | None, as_json: bool, verbose: bool) -> int:
+    """List the runs below PATH: trainer, checkpoints, rates, base model; and what is skipped, and why.
+
+    Reads headers only. Example: lora-forensics runs sample_runs/
+    """
+    from lora_forensics.discovery import discover_runs
+    from lora_forensics.listing import listing_json, listing_text
+
+    found = list(discover_runs(path, trainer))
+    click.echo(listing_json(found) if as_json else listing_text(found, _width(), verbose), nl=False)
+    return 0 if any(hasattr(entry, "checkpoints") for entry in found) else EXIT_USAGE
+
+
+@main.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@measuring
+@assessing
+def pick(run: Path, **settings: Any) -> int:
+    """Print the path of the checkpoint to keep, and nothing else; exit 1 with the reason if there is none.
+
+    RUN is a folder with one run, or FOLDER/NAME where several share a folder. Measures what is new first.
+    Example: lora-forensics pick sample_runs/text_peft
+    """
+    from lora_forensics.measure import Progress
+    from lora_forensics.scan import pick_checkpoint
+
+    path, reason = pick_checkpoint(run, _scan_options(settings, (), Progress()))
+    if path is None:
+        _complain(reason)
+        return 1
+    click.echo(path)
+    return 0
+
+
+@main.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@assessing
+@click.option(
+    "--report", "reports", multiple=True, help="Report to write (repeatable; all that are files if left out)."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print summary.json and nothing else.")
+@click.option("-v", "--verbose", is_flag=True, help="List every skipped file.")
+def report(out: Path, reports: tuple[str, ...], as_json: bool, verbose: bool, **settings: Any) -> int:
+    """Render the reports of a scan again from its tables in OUT; needs neither torch nor the checkpoints.
+
+    With --window, --detector, ... the verdicts are drawn anew. Example: lora-forensics report forensics
+    """
+    from lora_forensics.reports import REPORTS
+    from lora_forensics.scan import report as run_report
+
+    defaults = {parameter.name: parameter.default for parameter in report.params}
+    changed = any(value != defaults[name] for name, value in settings.items() if value not in ((), None))
+    summary = run_report(out, _report_names(reports) or tuple(REPORTS), _assess_options(settings) if changed else None)
+    _print_report("json" if as_json else "terminal", summary, verbose=verbose)
+    return 0
+
+
+@main.command()
+@click.option("--markdown", is_flag=True, help="As a Markdown page.")
+def metrics(markdown: bool) -> int:
+    """Describe every column of the Parquet files: meaning, unit, formula, source."""
+    from lora_forensics.reference import columns_markdown, columns_text
+
+    click.echo(columns_markdown() if markdown else columns_text(_width()), nl=False)
+    return 0
+
+
+def _scan_options(settings: dict[str, Any], reports: tuple[str, ...], progress: Any) -> ScanOptions:
+    from lora_forensics.measure import MeasureOptions
+    from lora_forensics.scan import ScanOptions
+
+    return ScanOptions(
+        out=settings["out"],
+        base=settings["base"],
+        trainer=settings["trainer"],
+        rescan=settings["rescan"],
+        reports=("markdown", "json", *_report_names(reports)),
+        measure=MeasureOptions(
+            settings["device"],
+            parse_size(settings["memory"]),
+            settings["engine"],
+            settings["download"],
+            progress=progress,
+        ),
+        assess=_assess_options(settings),
+    )
+
+
+def _assess_options(settings: dict[str, Any]) -> AssessOptions:
+    from lora_forensics.similarity import AssessOptions
+
+    names = ("window", "detector", "similarity", "component", "learning_rate")
+    return AssessOptions(**{name: settings[name] for name in names})
+
+
+def _report_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    from lora_forensics.reports import REPORTS
+
+    for name in names:
+        if name not in REPORTS:
+            raise UsageError(f"no report is called {name!r}", f"choose from {', '.join(REPORTS)}")
+    return names
+
+
+def _print_report(name: str, summary: Summary, verbose: bool = False) -> None:
+    from lora_forensics.reports import REPORTS
+
+    options: dict[str, Any] = {}
+    if name == "terminal":
+        from lora_forensics.console import use_color
+
+        options = {"width": _width(), "color": use_color(), "verbose": verbose}
+    click.echo(REPORTS[name](**options).render(summary), nl=False)
+
+
+def _what_was_measured(new: int, known: int) -> str:
+    if not known:
+        return f"measured {new} checkpoints"
+    return (
+        f"measured {new} new checkpoints; {known} were known"
+        if new
+        else f"nothing new: all {known} checkpoints were known"
+    )
+
+
+def _width() -> int:
+    import shutil
+
+    return max(40, min(shutil.get_terminal_size((80, 24)).columns, 200))
+
+
+def parse_size(text: str) -> int:
+    """Bytes of '500MB', '4GB', '1.5GiB' or a plain number.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    import re
+
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?\s*", text.lower())
+    if found is None or float(found.group(1)) <= 0:
+        raise UsageError(f"{text!r} is no size", "write it as 500MB or 4GB")
+    return int(float(found.group(1)) * 1024 ** " kmgt".index(found.group(2) or " "))

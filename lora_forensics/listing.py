@@ -1,0 +1,142 @@
+"""What discovery found, for the `runs` command: one table for people, one document for scripts."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from lora_forensics.adapters import read_layout
+from lora_forensics.errors import LoraForensicsError
+from lora_forensics.records import SCHEMA, Checkpoint, Run, Skipped
+from lora_forensics.reports.text import count, number, plain
+from lora_forensics.tensors import PICKLES, open_tensors
+
+
+def listing_json(found: Sequence[Run | Skipped]) -> str:
+    """All runs with all checkpoints, and all that is skipped."""
+    runs = [entry for entry in found if isinstance(entry, Run)]
+    skipped = [entry for entry in found if isinstance(entry, Skipped)]
+    document = {
+        "schema": SCHEMA,
+        "runs": [_run(run) for run in runs],
+        "skipped": [entry.to_dict() for entry in (*skipped, *(s for run in runs for s in run.skipped))],
+    }
+    return json.dumps(document, indent=2, ensure_ascii=True) + "\n"
+
+
+def listing_text(found: Sequence[Run | Skipped], width: int = 80, verbose: bool = False) -> str:
+    """A block a run, then what is skipped by reason."""
+    runs = [entry for entry in found if isinstance(entry, Run)]
+    skipped = [entry for entry in found if isinstance(entry, Skipped)]
+    skipped.extend(entry for run in runs for entry in run.skipped)
+    lines = [line for run in runs for line in (*_block(run), "")]
+    if skipped:
+        lines.append(f"{count(len(skipped), 'tensor file')} skipped")
+        if verbose:
+            lines.extend(f"  {plain(entry.path)}: {plain(entry.reason)}" for entry in skipped)
+        else:
+            reasons = Counter(_short(entry) for entry in skipped)
+            lines.extend(f"  {number} x {reason}" for reason, number in reasons.most_common(8))
+            lines.append("  (-v lists them one by one)")
+        lines.append("")
+    lines.append(count(len(runs), "run") if runs else "no run found")
+    return "\n".join(_fit(line, width) for line in lines) + "\n"
+
+
+def _run(run: Run) -> dict[str, Any]:
+    adapter, modules = _adapter(run)
+    return {
+        "name": run.name,
+        "path": run.path.resolve().as_posix(),
+        "trainer": run.trainer,
+        "adapter": adapter,
+        "modules": modules,
+        "step_unit": run.step_unit,
+        "steps_per_epoch": run.steps_per_epoch,
+        "train_samples": run.train_samples,
+        "batch_size": run.batch_size,
+        "base": asdict(run.base),
+        "checkpoints": [_checkpoint(checkpoint) for checkpoint in run.checkpoints],
+        "unplaced": [_checkpoint(checkpoint) for checkpoint in run.unplaced],
+        "findings": [asdict(finding) for finding in run.findings],
+    }
+
+
+def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "checkpoint": checkpoint.name,
+        "step": checkpoint.step,
+        "epoch": checkpoint.epoch,
+        "learning_rate": checkpoint.learning_rate,
+        "dose": checkpoint.dose,
+        "train_loss": checkpoint.train_loss,
+        "held_out_loss": checkpoint.held_out_loss,
+        "bytes": checkpoint.size,
+    }
+
+
+def _block(run: Run) -> list[str]:
+    """A run in a few lines: what, how many, rates and losses, base, findings."""
+    adapter, modules = _adapter(run)
+    what = f"{run.trainer}, {adapter} on {modules} modules" if adapter else run.trainer
+    lines = [plain(run.name), f"  trainer      {what}", f"  checkpoints  {_extent(run)}"]
+    rates = [c.learning_rate for c in run.checkpoints if c.learning_rate is not None]
+    if rates:
+        low, high = number(min(rates), 3), number(max(rates), 3)
+        lines.append(f"  learning rate  {low}" if low == high else f"  learning rate  {low} to {high}")
+    held_out = sum(c.held_out_loss is not None for c in run.checkpoints)
+    if held_out:
+        lines.append(f"  held-out loss  logged at {count(held_out, 'checkpoint')}")
+    data = [f"{run.steps_per_epoch:g} steps an epoch"] if run.steps_per_epoch and run.step_unit == "step" else []
+    data += [f"{run.train_samples} samples"] if run.train_samples else []
+    data += [f"batch size {run.batch_size}"] if run.batch_size else []
+    if data:
+        lines.append(f"  data         {', '.join(data)}")
+    lines.append(f"  base model   {plain(run.base.name) if run.base.name else 'not recorded: give it with --base'}")
+    lines.extend(f"  {finding.severity}: {plain(finding.message)}" for finding in run.findings)
+    return lines
+
+
+def _extent(run: Run) -> str:
+    if not run.checkpoints:
+        return "none with a known step"
+    first, last = run.checkpoints[0], run.checkpoints[-1]
+    unit = "steps" if run.step_unit == "step" else "epochs"
+    text = f"{len(run.checkpoints)}, {unit} {first.step} to {last.step}"
+    return text + (f" (epoch {last.epoch:.4g})" if last.epoch is not None and unit == "steps" else "")
+
+
+def _adapter(run: Run) -> tuple[str | None, int | None]:
+    """Kinds, ranks and number of modules, by the header of the first checkpoint; pickles are not opened for that."""
+    first = next(iter((*run.checkpoints, *run.unplaced)), None)
+    if first is None or first.path.suffix in PICKLES:
+        return None, None
+    try:
+        layout = read_layout(open_tensors(first.path).infos)
+    except LoraForensicsError:
+        return None, None
+    kinds = sorted({module.kind for module in layout.modules.values()})
+    ranks = sorted({module.layout.rank for module in layout.modules.values()})
+    kind = ", ".join(kinds) or "a kind that is not read"
+    rank = f" rank {ranks[0]}" if len(ranks) == 1 else f" ranks {ranks[0]}-{ranks[-1]}" if ranks else ""
+    return kind + rank, len(layout.modules) + len(layout.unread)
+
+
+def _short(entry: Skipped) -> str:
+    """The reason without the file's own path, so that equal reasons count together."""
+    reason = plain(entry.reason).removeprefix(f"{plain(entry.path)}: ")
+    return "no adapter" if reason.startswith("no adapter") else reason
+
+
+def _fit(line: str, width: int) -> str:
+    return line if len(line) <= width or " " not in line.strip() else _wrapped(line, width)
+
+
+def _wrapped(line: str, width: int) -> str:
+    import textwrap
+
+    indent = " " * (len(line) - len(line.lstrip()) + 2)
+    return textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)

@@ -1,0 +1,302 @@
+"""The main job: discover, measure what is new, assess, write tables, plots and reports.
+
+OUT holds one folder a run, so that a later scan knows what was measured and `report` needs no checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from lora_forensics.assess import Assessment, assess, versions
+from lora_forensics.discovery import discover_runs
+from lora_forensics.errors import LoraForensicsError, SeriesError, UsageError
+from lora_forensics.measure import LAYER_COLUMNS, Measured, MeasureOptions, measure_run
+from lora_forensics.plots import save_plots
+from lora_forensics.records import Run, RunNotes, Skipped, Summary, Verdict
+from lora_forensics.reports import REPORTS
+from lora_forensics.series import (
+    CHECKPOINT_COLUMNS,
+    RUN_COLUMNS,
+    SERIES_COLUMNS,
+    Column,
+    read_notes,
+    read_table,
+    schema,
+    write_table,
+    write_text,
+)
+from lora_forensics.similarity import AssessOptions
+
+_NOTES = "lora_forensics.run"
+"""Key of a run's notes in the metadata of layers.parquet."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScanOptions:
+    """All settings of a scan."""
+
+    out: Path = Path("forensics")
+    base: tuple[Path, ...] = ()
+    trainer: str | None = None
+    rescan: bool = False
+    """Measure everything again."""
+    reports: tuple[str, ...] = ("markdown", "json")
+    """Names in `reports.REPORTS` that are written to OUT."""
+    measure: MeasureOptions = field(default_factory=MeasureOptions)
+    assess: AssessOptions = field(default_factory=AssessOptions)
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What a scan found."""
+
+    summary: Summary
+    new: int
+    """Checkpoints that were measured now."""
+    known: int
+    """Checkpoints that had been measured before."""
+    failed: int
+    """Runs that could not be measured."""
+
+    def exit_code(self, fail_on: Iterable[str] = (), strict: bool = False) -> int:
+        """The contract's exit code: 0, 1 (a finding that `fail_on` names), 2 (nothing measured) or 3 (some not)."""
+        wanted = set(fail_on)
+        verdicts = self.summary.runs
+        damaged = [s for s in (*self.summary.skipped, *(s for v in verdicts for s in v.skipped)) if not s.expected]
+        if self.failed >= len(verdicts) or (strict and damaged):
+            return 2
+        if self.failed:
+            return 3
+        named = (f for verdict in verdicts for f in verdict.findings if f.rule in wanted or f.severity in wanted)
+        return 1 if next(named, None) else 0
+
+
+def scan(paths: Sequence[Path], options: ScanOptions) -> Scan:
+    """Scan folders of runs.
+
+    Raises:
+        UsageError: a path is no folder of runs, or no run was found.
+        BaseModelError: a base that was given cannot be used.
+        SeriesError: OUT cannot be written.
+    """
+    _check_writable(options.out)
+    runs, skipped = _discover(paths, options)
+    if not runs:
+        raise _nothing_found(paths, skipped)
+    verdicts, new, known, failed = [], 0, 0, 0
+    for run, root in runs:
+        measured, assessment = _scan_run(run, root, options)
+        verdicts.append(assessment.verdict)
+        new += measured.new
+        known += len(measured.checkpoints) - measured.new
+        failed += assessment.verdict.status == "no_base_model" or measured.layers.is_empty()
+    summary = Summary(tuple(verdicts), tuple(skipped), versions(), options.out)
+    write_reports(summary, options.reports)
+    return Scan(summary, new, known, failed)
+
+
+def pick_checkpoint(run: Path, options: ScanOptions) -> tuple[Path | None, str]:
+    """The checkpoint of one run to keep, or None and why there is none.
+
+    `run` is a folder with one run in it, or FOLDER/NAME where several runs lie in one folder.
+
+    Raises:
+        UsageError: there is no run, or there are several; the hint names them.
+    """
+    place, name = (run, "") if run.exists() else (run.parent, run.name)
+    found, skipped = _discover([place], options)
+    wanted = [(r, root) for r, root in found if not name or r.name.rpartition("/")[2] == name]
+    if not wanted:
+        raise _nothing_found([run], skipped)
+    if len(wanted) > 1:
+        names = ", ".join(sorted(str(place / r.name) for r, _ in wanted)[:5])
+        raise UsageError(f"{run} holds {len(wanted)} runs", f"name one of them: {names}")
+    chosen, root = wanted[0]
+    _, assessment = _scan_run(chosen, root, options)
+    keep = assessment.verdict.keep
+    if keep is None:
+        return None, f"{chosen.name}: no checkpoint to name: {assessment.verdict.message}"
+    return chosen.path / keep.checkpoint, ""
+
+
+def load_summary(out: Path) -> Summary:
+    """The summary of the last scan into OUT.
+
+    Raises:
+        SeriesError: there is none, or it cannot be read.
+    """
+    try:
+        document = json.loads((out / "summary.json").read_text("utf-8"))
+        skipped = tuple(Skipped(Path(entry["path"]), entry["reason"]) for entry in document["skipped"])
+        verdicts = tuple(Verdict.from_dict(entry) for entry in document["runs"])
+        return Summary(verdicts, skipped, document["versions"], out)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        hint = "give the folder that a scan wrote with --out"
+        raise SeriesError(f"{out} holds no readable summary.json of a scan: {error}", hint) from error
+
+
+def report(out: Path, reports: Sequence[str], options: AssessOptions | None = None) -> Summary:
+    """Render plots and reports of a scan again, from its tables; with `options`, after a new assessment."""
+    summary = load_summary(out)
+    verdicts = []
+    for verdict in summary.runs:
+        folder = out / verdict.run
+        stored = load_measured(folder)
+        if stored is None:
+            raise SeriesError(f"{folder} holds no layers.parquet", "scan again")
+        if options is None:
+            series = read_table(folder / "series.parquet")
+            save_plots(folder / "plots", series, stored.layers, stored.checkpoints, verdict)
+            verdicts.append(verdict)
+        else:
+            assessment = assess(stored.layers, stored.checkpoints, stored.notes, options)
+            _save_assessment(folder, stored, assessment)
+            verdicts.append(assessment.verdict)
+    summary = replace(summary, runs=tuple(verdicts))
+    write_reports(summary, reports)
+    return summary
+
+
+def write_reports(summary: Summary, names: Iterable[str]) -> None:
+    """Write reports that are files, and runs.parquet, into the summary's folder."""
+    if summary.folder is None:
+        return
+    for name in dict.fromkeys(names):
+        rendered = REPORTS[name]()
+        if rendered.filename is not None:
+            write_text(summary.folder / rendered.filename, rendered.render(summary))
+    rows = [_run_row(verdict) for verdict in summary.runs]
+    write_table(pl.DataFrame(rows, schema=schema(RUN_COLUMNS)), summary.folder / "runs.parquet", RUN_COLUMNS)
+
+
+def load_measured(folder: Path) -> Measured | None:
+    """What an earlier scan measured of a run; None if there is nothing usable."""
+    try:
+        notes = RunNotes.from_dict(json.loads(read_notes(folder / "layers.parquet")[_NOTES]))
+        return Measured(read_table(folder / "layers.parquet"), read_table(folder / "checkpoints.parquet"), notes)
+    except (SeriesError, KeyError, ValueError, TypeError):
+        return None
+
+
+def _discover(paths: Sequence[Path], options: ScanOptions) -> tuple[list[tuple[Run, Path]], list[Skipped]]:
+    """All runs with the folder they were found under, their names unique in OUT; and all that belongs to none."""
+    runs: list[tuple[Run, Path]] = []
+    skipped: list[Skipped] = []
+    taken: dict[str, str] = {}
+    seen: set[Path] = set()
+    for path in paths:
+        for found in discover_runs(path, options.trainer, exclude=[options.out]):
+            if isinstance(found, Skipped):
+                skipped.append(found)
+            elif not seen.intersection(checkpoint.path.resolve() for checkpoint in found.checkpoints):
+                seen.update(checkpoint.path.resolve() for checkpoint in found.checkpoints)
+                runs.append((replace(found, name=_free_name(found, options.out, taken)), path))
+    return runs, skipped
+
+
+def _free_name(run: Run, out: Path, taken: dict[str, str]) -> str:
+    """The run's name, numbered if another run of this scan, or of an earlier one into OUT, has it."""
+    own = run.path.resolve().as_posix()
+    number, name = 1, run.name
+    while True:
+        stored = taken.get(name.lower()) or _stored_path(out / name)
+        if name.lower() not in taken and stored in (None, own):
+            taken[name.lower()] = own
+            return name
+        number += 1
+        name = f"{run.name}-{number}"
+
+
+def _stored_path(folder: Path) -> str | None:
+    try:
+        return str(json.loads((folder / "verdict.json").read_text("utf-8"))["path"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _scan_run(run: Run, root: Path, options: ScanOptions) -> tuple[Measured, Assessment]:
+    folder = options.out / run.name
+    stored = load_measured(folder)
+    measuring = replace(options.measure, search_root=root)
+    base: Any = options.base or None
+    known = None if options.rescan else stored
+    measured = measure_run(run, base, measuring.device, known=known, options=measuring)
+    assessment = assess(measured.layers, measured.checkpoints, measured.notes, options.assess)
+    if measured.new or stored is None or _changed(folder, assessment.verdict):
+        _save_measured(folder, measured)
+        _save_assessment(folder, measured, assessment)
+    return measured, assessment
+
+
+def _changed(folder: Path, verdict: Verdict) -> bool:
+    try:
+        return json.loads((folder / "verdict.json").read_text("utf-8")) != json.loads(_json(verdict.to_dict()))  # type: ignore[no-any-return]
+    except (OSError, ValueError):
+        return True
+
+
+def _save_measured(folder: Path, measured: Measured) -> None:
+    notes = {_NOTES: json.dumps(measured.notes.to_dict())}
+    write_table(measured.checkpoints, folder / "checkpoints.parquet", CHECKPOINT_COLUMNS)
+    write_table(measured.layers, folder / "layers.parquet", LAYER_COLUMNS, notes)
+
+
+def _save_assessment(folder: Path, measured: Measured, assessment: Assessment) -> None:
+    means = [
+        Column(
+            f"mean_{column.name}", "Float64", f"mean over the modules that are averaged: {column.meaning}", column.unit
+        )
+        for column in LAYER_COLUMNS
+        if f"mean_{column.name}" in assessment.series.columns
+    ]
+    write_table(assessment.series, folder / "series.parquet", (*SERIES_COLUMNS, *means))
+    write_text(folder / "verdict.json", _json(assessment.verdict.to_dict()))
+    save_plots(folder / "plots", assessment.series, measured.layers, measured.checkpoints, assessment.verdict)
+
+
+def _json(document: dict[str, Any]) -> str:
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def _run_row(verdict: Verdict) -> dict[str, Any]:
+    keep, turning = verdict.keep, verdict.turning_point
+    return {
+        "run": verdict.run,
+        "path": verdict.path,
+        "trainer": verdict.trainer,
+        "adapter": verdict.adapter,
+        "status": verdict.status,
+        "checkpoints": verdict.checkpoints,
+        "keep": keep.checkpoint if keep else None,
+        "keep_step": keep.step if keep else None,
+        "rests_on": keep.rests_on if keep else None,
+        "turning_point_step": turning.step if turning else None,
+        "last_is_past_turning_point": verdict.last_is_past_turning_point,
+        "window": verdict.window,
+        "detector": verdict.detector,
+        "similarity": verdict.similarity,
+        "base_model": verdict.base_model.path,
+    }
+
+
+def _check_writable(out: Path) -> None:
+    """Fail before hours of measuring, not after."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file, not a folder to write into", "choose another place with --out")
+    probe = out / ".writable"
+    write_text(probe, "")
+    probe.unlink(missing_ok=True)
+
+
+def _nothing_found(paths: Sequence[Path], skipped: Sequence[Skipped]) -> LoraForensicsError:
+    where = ", ".join(str(path) for path in paths)
+    reasons = "; ".join(f"{entry.path}: {entry.reason}" for entry in skipped[:3])
+    hint = "a run is a folder with checkpoint-<step>/ folders (PEFT) or numbered .safetensors files (kohya)"
+    found = f"; {len(skipped)} tensor files belong to none ({reasons})" if skipped else ""
+    return UsageError(f"no run found in {where}{found}", hint)

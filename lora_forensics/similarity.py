@@ -1,0 +1,223 @@
+"""CS over the checkpoints of a run: which modules and checkpoints enter, which window, and CS-Fluctuation.
+
+Rules and formulas: docs/method.md; the arithmetic on plain arrays is in `turning_point`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+
+from lora_forensics.errors import SeriesError, UsageError
+from lora_forensics.records import Finding
+from lora_forensics.series import MODULE_COLUMNS, SERIES_COLUMNS, schema
+from lora_forensics.turning_point import DETECTORS, MINIMUM_CHECKPOINTS, fluctuation, valleys
+
+SIMILARITIES = {"flat": "cosine", "rowwise": "cosine_rowwise"}
+"""Name in `--similarity` to column."""
+
+SCOPE = ("unet", "transformer", "model")
+"""Components that enter CS unless others are named: the denoiser or the language model, as the official code does."""
+
+DEFAULT_WINDOW_STEPS = 100
+"""Window where the epoch is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class AssessOptions:
+    """How to read the series."""
+
+    window: str = "auto"
+    """auto, epoch, or a number of checkpoints."""
+    detector: str = "algorithm1"
+    """A name in `turning_point.DETECTORS`."""
+    similarity: str = "flat"
+    """flat or rowwise."""
+    component: tuple[str, ...] = ()
+    """Components that enter CS; `all` for all; empty for the denoiser or the language model."""
+    learning_rate: float | None = None
+    """Overrules the rates that the trainer recorded."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant.
+
+        Raises:
+            UsageError: an unknown name, or a window that is no whole number of at least 2.
+        """
+        for value, known, what in (
+            (self.detector, DETECTORS, "detector"),
+            (self.similarity, SIMILARITIES, "similarity"),
+        ):
+            if value not in known:
+                raise UsageError(f"no {what} is called {value!r}", f"choose from {', '.join(known)}")
+        if self.window not in ("auto", "epoch"):
+            if not self.window.isdecimal():
+                raise UsageError(f"window {self.window!r} is neither auto, epoch nor a number of checkpoints")
+            if int(self.window) < 2:
+                raise UsageError(
+                    f"a window of {self.window} is too small: the variance of one value is always 0",
+                    "use --window 2 or more",
+                )
+        if self.learning_rate is not None and not self.learning_rate > 0:
+            raise UsageError(f"a learning rate of {self.learning_rate} is not above 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Similarity:
+    """CS over the checkpoints that are used."""
+
+    frame: pl.DataFrame
+    """One row per checkpoint used, with the means of all metrics."""
+    components: tuple[str, ...]
+    dropped: tuple[int, ...]
+    """Steps at which more than half of the modules have no cosine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The window of all moving averages."""
+
+    size: int | None
+    """M, in checkpoints; None where none fits."""
+    reason: str
+    """Why this one, in one clause."""
+
+
+def choose_window(wanted: str, count: int, cadence: float | None, steps_per_epoch: float | None) -> Window:
+    """M in checkpoints, and why, in one clause.
+
+    `auto` is one epoch, or 100 steps where the epoch is not known, within 2 .. floor((T - 3) / 3).
+
+    Raises:
+        UsageError: `epoch` is asked for and not known.
+    """
+    if wanted not in ("auto", "epoch"):
+        return Window(int(wanted), "as asked for")
+    if wanted == "epoch" and not steps_per_epoch:
+        raise UsageError(
+            "this run does not tell how many steps an epoch has", "give --window as a number of checkpoints"
+        )
+    if count < MINIMUM_CHECKPOINTS or not cadence:
+        return Window(None, "too few checkpoints for any window")
+    target = steps_per_epoch or DEFAULT_WINDOW_STEPS
+    what = f"one epoch ({target:g} steps)" if steps_per_epoch else f"{target} steps, since the epoch is not known"
+    size, most = round(target / cadence), (count - 3) // 3
+    if size < 2:
+        return Window(2, f"the smallest there is: {what} is less than two checkpoints")
+    if size > most:
+        return Window(most, f"the largest that {count} checkpoints allow: {what} would be {size}")
+    return Window(size, what)
+
+
+def complete(layers: pl.DataFrame) -> pl.DataFrame:
+    """The table with all columns that are read here; those that may be missing become null."""
+    missing = [name for name in ("run", "step", "module", "cosine") if name not in layers.columns]
+    if missing:
+        raise SeriesError(f"the table has no column {', '.join(missing)}", "it should come from a scan: layers.parquet")
+    if layers["run"].n_unique() > 1:
+        raise SeriesError("the table holds several runs", "assess one at a time: layers.filter(run == ...)")
+    wanted = {
+        **schema(MODULE_COLUMNS),
+        **dict.fromkeys(("cosine", "cosine_rowwise", "delta_norm"), pl.Float64),
+        "nonfinite": pl.Int64,
+    }
+    absent = [pl.lit(None, dtype).alias(name) for name, dtype in wanted.items() if name not in layers.columns]
+    return layers.with_columns(absent).with_columns(pl.col(name).cast(dtype) for name, dtype in wanted.items())
+
+
+def places_of(layers: pl.DataFrame, checkpoints: pl.DataFrame | None) -> pl.DataFrame:
+    """One row per checkpoint of the run, by step."""
+    if checkpoints is None or checkpoints.is_empty():
+        checkpoints = layers.select("run", "step", "epoch", "checkpoint").unique("step")
+    columns = ("epoch", "learning_rate", "held_out_loss", "train_loss", "steps_per_epoch")
+    absent = [pl.lit(None, pl.Float64).alias(name) for name in columns if name not in checkpoints.columns]
+    if "checkpoint" not in checkpoints.columns:
+        absent.append(pl.lit(None, pl.String).alias("checkpoint"))
+    unnamed = pl.format("step {}", pl.col("step"))
+    return checkpoints.with_columns(absent).with_columns(pl.col("checkpoint").fill_null(unnamed)).sort("step")
+
+
+def similarity_of(layers: pl.DataFrame, places: pl.DataFrame, options: AssessOptions) -> Similarity:
+    """CS: drop checkpoints where most modules have no cosine, then average modules that have one at all the others."""
+    column = SIMILARITIES[options.similarity]
+    scope, components = _scope(layers, options)
+    scope = scope.filter(pl.col(column).is_not_null().any().over("module"))  # without a base weight: not in scope
+    defined = pl.col(column).is_finite().fill_null(value=False)
+    modules = scope["module"].n_unique()
+    counts = scope.group_by("step").agg(defined.sum().alias("defined"))
+    kept = counts.filter(pl.col("defined") * 2 >= modules)["step"]
+    used = scope.filter(pl.col("step").is_in(kept.implode()) & defined)
+    used = used.filter(pl.len().over("module") == len(kept))
+    metrics = [name for name, dtype in used.schema.items() if dtype == pl.Float64 and name not in ("epoch", "scale")]
+    means = [pl.col(name).fill_nan(None).mean().alias(f"mean_{name}") for name in metrics]
+    series = used.group_by("step").agg(pl.len().cast(pl.Int64).alias("modules"), *means).sort("step")
+    series = series.rename({"mean_cosine": "cosine", "mean_cosine_rowwise": "cosine_rowwise"})
+    series = places.select("run", "step", "epoch", "checkpoint", "learning_rate").join(series, on="step", how="inner")
+    dropped = set(scope["step"]) - set(kept)
+    return Similarity(series.sort("step"), components, tuple(sorted(dropped)))
+
+
+def _scope(layers: pl.DataFrame, options: AssessOptions) -> tuple[pl.DataFrame, tuple[str, ...]]:
+    """The modules that enter CS, and their components."""
+    there = [name for name in layers["component"].unique(maintain_order=True) if name is not None]
+    if not there:
+        return layers, ()
+    if "all" in options.component:
+        wanted = there
+    elif options.component:
+        wanted = [name for name in there if name in options.component]
+        if not wanted:
+            raise UsageError(
+                f"no module belongs to {', '.join(options.component)}", f"this run has {', '.join(there)}, or use all"
+            )
+    else:
+        wanted = [name for name in there if name in SCOPE] or there
+    return layers.filter(pl.col("component").is_in(wanted)), tuple(wanted)
+
+
+def fluctuation_of(frame: pl.DataFrame, window: Window, options: AssessOptions) -> tuple[pl.DataFrame, list[Finding]]:
+    """The series with CS-Fluctuation and its valleys, start-aligned and padded with nulls."""
+    count, size = len(frame), window.size
+    rates, findings = _rates(frame, options)
+    values: dict[str, list[Any]] = {}
+    if size is not None and count:
+        result = fluctuation(frame[SIMILARITIES[options.similarity]].to_numpy(), size, rates)
+        bottoms = {int(index): place for place, index in enumerate(valleys(result.value), start=1)}
+        steps = frame["step"].to_list()
+        defined = range(len(result.value))
+        values = {
+            "cosine_ma": result.average.tolist(),
+            "slope": result.slope.tolist(),
+            "slope_ma": result.slope_average.tolist(),
+            "cs_fluctuation": result.value.tolist(),
+            "valley": [bottoms.get(index) for index in defined],
+            "support_end_step": [steps[index + 3 * size - 2] for index in defined],
+        }
+    kinds = {column.name: column.polars for column in SERIES_COLUMNS}
+    padded = [
+        pl.Series(name, (values.get(name, []) + [None] * count)[:count], dtype=kinds[name])
+        for name in ("cosine_ma", "slope", "slope_ma", "cs_fluctuation", "valley", "support_end_step")
+    ]
+    extra = [name for name in frame.columns if name.startswith("mean_")]
+    full = frame.with_columns(*padded, window=pl.lit(size, pl.Int64))
+    return full.select(*(pl.col(name).cast(dtype) for name, dtype in kinds.items()), *extra), findings
+
+
+def _rates(frame: pl.DataFrame, options: AssessOptions) -> tuple[Any, list[Finding]]:
+    """Learning rates to divide by: one number, or one per checkpoint used."""
+    if options.learning_rate is not None:
+        return options.learning_rate, []
+    if frame["learning_rate"].null_count():
+        message = "the learning rate is not known at every checkpoint and taken as 1 throughout"
+        hint = "a constant rate moves no valley; for another schedule give --learning-rate or keep the trainer's logs"
+        return 1.0, [Finding("learning-rate-unknown", "info", message, hint)] if len(frame) else []
+    return frame["learning_rate"].to_numpy(), []
+
+
+def first_known(frame: pl.DataFrame, column: str) -> Any:
+    """The first known value of a column."""
+    values: list[Any] = frame[column].drop_nulls().to_list() if column in frame.columns else []
+    return next((v for v in values if not (isinstance(v, float) and math.isnan(v))), None)

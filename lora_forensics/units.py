@@ -1,0 +1,198 @@
+"""Units of work of the measuring half: a chunk of checkpoints of one run, read once, measured module by module.
+
+A unit is a picklable value and `measure_unit` is at the top level, so that any engine can run it anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lora_forensics.adapters import KINDS, AdapterLayout, AdapterModule, read_layout, read_settings
+from lora_forensics.base_model import BaseModel, open_base
+from lora_forensics.errors import CheckpointError
+from lora_forensics.metrics import METRICS
+from lora_forensics.moments import Weight, full_precision
+from lora_forensics.records import Checkpoint, Skipped, Unresolved, WeightRef
+from lora_forensics.series import MODULE_COLUMNS
+from lora_forensics.tensors import open_tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Some checkpoints of a run, in order."""
+
+    run: str
+    checkpoints: tuple[Checkpoint, ...]
+    lead: bool
+    """The first is not measured: it is the predecessor of the second."""
+    base: tuple[Path, ...]
+    """Files or folders of the base model; none if there is none."""
+    device: str
+
+
+@dataclass(slots=True)
+class UnitResult:
+    """Rows of layers.parquet by column, and what went wrong."""
+
+    rows: dict[str, list[Any]]
+    dtypes: dict[str, str] = field(default_factory=dict)
+    """Checkpoint to the type that most of its numbers are stored in."""
+    skipped: list[Skipped] = field(default_factory=list)
+    unresolved: dict[str, Unresolved] = field(default_factory=dict)
+    """Modules without a base weight."""
+    unread: dict[str, Unresolved] = field(default_factory=dict)
+    """Modules of a kind that is not read."""
+    scale_unknown: set[str] = field(default_factory=set)
+    """Modules whose scale no file tells."""
+    initialisations: set[str] = field(default_factory=set)
+    """Initialisations that change the base weight or the meaning of B @ A."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """One checkpoint in memory."""
+
+    index: int
+    """Position in the unit."""
+    checkpoint: Checkpoint
+    layout: AdapterLayout
+    tensors: dict[str, dict[str, torch.Tensor]]
+    """Module to role to tensor."""
+    scales: dict[str, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One module of one loaded checkpoint."""
+
+    loaded: _Loaded
+    module: AdapterModule
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return self.loaded.tensors[self.module.name]
+
+    @property
+    def signature(self) -> tuple[Any, ...]:
+        """What must be equal for entries to be stacked."""
+        return self.module.kind, tuple((role, t.shape, t.dtype) for role, t in sorted(self.tensors.items()))
+
+
+def measure_unit(unit: Unit, advance: Callable[[float], None] | None = None) -> UnitResult:
+    """Measure all modules of a unit; `advance` is told of progress, in checkpoints."""
+    result = UnitResult({column.name: [] for column in (*MODULE_COLUMNS, *(metric.column for metric in METRICS))})
+    loaded = [entry for index in range(len(unit.checkpoints)) if (entry := _load(unit, index, result)) is not None]
+    modules = {name: module for entry in loaded for name, module in entry.layout.modules.items()}
+    base = _open_base(unit.base) if unit.base else None
+    shapes = {name: (module.layout.rows, module.layout.columns) for name, module in modules.items()}
+    resolved = base.resolve(shapes) if base else {}
+    share = (len(unit.checkpoints) - unit.lead) / max(len(modules), 1)
+    with full_precision():
+        for name in modules:
+            found = resolved.get(name)
+            if isinstance(found, Unresolved):
+                result.unresolved[name] = found
+            ref = found if isinstance(found, WeightRef) else None
+            for group in _groups(name, loaded):
+                _measure_group(unit, group, base, ref, result)
+            if advance is not None:
+                advance(share)
+    return result
+
+
+def _load(unit: Unit, index: int, result: UnitResult) -> _Loaded | None:
+    checkpoint = unit.checkpoints[index]
+    try:
+        file = open_tensors(checkpoint.path)
+        layout = read_layout(file.infos)
+        settings = read_settings(checkpoint.config, file.metadata)
+        # in the file's own order: one pass over the disk
+        owners = {key: (name, role) for name, module in layout.modules.items() for role, key in module.keys.items()}
+        tensors: dict[str, dict[str, torch.Tensor]] = {name: {} for name in layout.modules}
+        for key in file.infos:
+            if key in owners:
+                name, role = owners[key]
+                tensors[name][role] = file.read(key)
+    except CheckpointError as error:
+        result.skipped.append(Skipped(checkpoint.path, error.message))
+        return None
+    sizes: dict[str, int] = {}
+    for info in file.infos.values():
+        sizes[info.dtype] = sizes.get(info.dtype, 0) + torch.Size(info.shape).numel()
+    result.dtypes[checkpoint.name] = max(sizes, key=lambda dtype: sizes[dtype], default="")
+    result.unread.update(layout.unread)
+    scales: dict[str, float | None] = {}
+    for name, module in layout.modules.items():
+        config = settings.of(name)
+        values = {role: float(t) for role, t in tensors[name].items() if t.numel() == 1 and t.ndim == 0}
+        scales[name] = KINDS[module.kind].scale(values, config, name, module.layout.rank)
+        if config.initialisation:
+            result.initialisations.add(config.initialisation)
+        if scales[name] is None:
+            result.scale_unknown.add(name)
+    return _Loaded(index, checkpoint, layout, tensors, scales)
+
+
+def _groups(name: str, loaded: list[_Loaded]) -> Iterator[list[_Entry]]:
+    """Stretches of neighbouring checkpoints whose tensors for a module can be stacked."""
+    entries = [_Entry(entry, entry.layout.modules[name]) for entry in loaded if name in entry.layout.modules]
+    numbered = enumerate(entries)
+    for _, group in groupby(numbered, key=lambda pair: (pair[1].loaded.index - pair[0], pair[1].signature)):
+        yield [entry for _, entry in group]
+
+
+def _measure_group(
+    unit: Unit, group: list[_Entry], base: BaseModel | None, ref: WeightRef | None, result: UnitResult
+) -> None:
+    lead = int(unit.lead and group[0].loaded.index == 0)
+    if len(group) == lead:
+        return
+    first = group[0].module
+    stacked = {role: torch.stack([entry.tensors[role] for entry in group]) for role in first.keys if role != "alpha"}
+    scales = [entry.loaded.scales[first.name] for entry in group]
+    scale = torch.tensor([1.0 if value is None else value for value in scales], dtype=torch.float64)
+    weight = None if base is None or ref is None else _weight(base, ref)
+    moments = KINDS[first.kind].change(stacked, scale, lead).moments(weight, torch.device(unit.device))
+    count = len(group) - lead
+    for metric in METRICS:
+        known = (weight is not None or not metric.needs_base) and (
+            not metric.needs_core or moments.singular.shape[1] > 0
+        )
+        result.rows[metric.column.name].extend(metric.compute(moments).tolist() if known else [None] * count)
+    same = {
+        "run": unit.run,
+        "component": first.component,
+        "module": first.name,
+        "tensor": ref.label() if ref else None,
+        "block": first.block,
+        "role": first.role,
+        "adapter": first.kind,
+        "rank": first.layout.rank,
+        "rows": first.layout.rows,
+        "columns": first.layout.columns,
+    }
+    for column, value in same.items():
+        result.rows[column].extend([value] * count)
+    for entry, known_scale in zip(group[lead:], scales[lead:], strict=True):
+        result.rows["step"].append(entry.loaded.checkpoint.step)
+        result.rows["epoch"].append(entry.loaded.checkpoint.epoch)
+        result.rows["checkpoint"].append(entry.loaded.checkpoint.name)
+        result.rows["scale"].append(known_scale)
+
+
+def _weight(base: BaseModel, ref: WeightRef) -> Weight:
+    rows, columns = base.shape(ref)
+    return Weight(rows, columns, lambda start, stop: base.rows(ref, start, stop))
+
+
+@lru_cache(maxsize=2)
+def _open_base(paths: tuple[Path, ...]) -> BaseModel:
+    """A worker opens a base once for all units of a run."""
+    return open_base(paths)

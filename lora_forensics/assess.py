@@ -83,7 +83,8 @@ def assess(
     series, findings = fluctuation_of(similarity.frame, window, options)
     turning = _turning_point(series, window, options)
     status = _status(layers, series, window, turning)
-    keep, evidence = _keep(places, turning)
+    turning = turning if status == "turning_point" else None
+    keep, evidence = _keep(places, turning, _broken(layers, places))
     evidence["valleys"] = series.filter(pl.col("valley").is_not_null())["step"].to_list()
     evidence["steps"] = [places["step"][0], places["step"][-1]] if len(places) else None
     evidence["alignment"] = "value j is computed from checkpoints j .. j+3M-2 and belongs to checkpoint j"
@@ -115,6 +116,7 @@ def assess(
         trainer=notes.trainer,
         adapter=_adapter(layers),
         path=notes.path,
+        step_unit=notes.step_unit,
         message=message_of(status, len(steps), window, notes, options),
         versions=versions(),
     )
@@ -134,7 +136,7 @@ def versions() -> dict[str, str]:
 
 def _turning_point(series: pl.DataFrame, window: Window, options: AssessOptions) -> TurningPoint | None:
     values = series["cs_fluctuation"].drop_nulls().to_numpy()
-    found = DETECTORS[options.detector](values)
+    found = DETECTORS[options.detector].find(values)
     if found is None or window.size is None:
         return None
     row = series.row(found, named=True)
@@ -144,7 +146,8 @@ def _turning_point(series: pl.DataFrame, window: Window, options: AssessOptions)
 
 def _status(layers: pl.DataFrame, series: pl.DataFrame, window: Window, turning: TurningPoint | None) -> Status:
     """The first that holds, in the order of the contract."""
-    dead = (pl.col("nonfinite") > 0) | (pl.col("delta_norm") == 0) | pl.col("delta_norm").is_nan()
+    norm = pl.col("delta_norm")
+    dead = (pl.col("nonfinite") > 0) | (norm == 0) | ~norm.is_finite() | (norm.is_null() & pl.col("cosine").is_nan())
     if not layers.is_empty() and layers.select(dead.fill_null(value=False).all()).item():
         return "unhealthy"
     if not layers.is_empty() and layers["cosine"].null_count() == len(layers):
@@ -154,21 +157,29 @@ def _status(layers: pl.DataFrame, series: pl.DataFrame, window: Window, turning:
     return "no_second_valley" if turning is None else "turning_point"
 
 
-def _keep(places: pl.DataFrame, turning: TurningPoint | None) -> tuple[Keep | None, dict[str, Any]]:
-    """Held-out loss overrules everything; else the turning point."""
+def _broken(layers: pl.DataFrame, places: pl.DataFrame) -> list[int]:
+    """Steps whose file could not be read, or holds NaN or Inf."""
+    nonfinite = layers.filter(pl.col("nonfinite") > 0)["step"]
+    return sorted({*nonfinite, *places["step"]} - ({*layers["step"]} - {*nonfinite}))
+
+
+def _keep(places: pl.DataFrame, turning: TurningPoint | None, broken: list[int]) -> tuple[Keep | None, dict[str, Any]]:
+    """Held-out loss overrules everything; else the turning point. A broken file only where all of them are."""
     logged = places.filter(pl.col("held_out_loss").is_finite())
+    whole = logged.filter(~pl.col("step").is_in(broken))
+    logged = logged if whole.is_empty() else whole
     if logged.is_empty():
         if turning is None:
             return None, {"held_out": None}
         return Keep(turning.checkpoint, turning.step, turning.epoch, "turning_point"), {"held_out": None}
     best = logged.sort("held_out_loss", "step").row(0, named=True)
-    at_turning = logged.filter(pl.col("step") == (turning.step if turning else None))["held_out_loss"].to_list()
+    losses = dict(logged.select("step", "held_out_loss").iter_rows())
     held_out = {
         "checkpoint": best["checkpoint"],
         "step": best["step"],
         "loss": best["held_out_loss"],
         "last_loss": logged["held_out_loss"][-1],
-        "at_turning_point": at_turning[0] if at_turning else None,
+        "at_turning_point": losses.get(turning.step) if turning else None,
     }
     return Keep(best["checkpoint"], best["step"], best["epoch"], "held_out_loss"), {"held_out": held_out}
 

@@ -15,9 +15,9 @@ from lora_forensics import __version__
 from lora_forensics.errors import LoraForensicsError, UsageError
 
 if TYPE_CHECKING:
-    from lora_forensics.similarity import AssessOptions
     from lora_forensics.records import Summary
     from lora_forensics.scan import ScanOptions
+    from lora_forensics.similarity import AssessOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -167,12 +167,16 @@ def runs(path: Path, trainer: str | None, as_json: bool, verbose: bool) -> int:
 
     Reads headers only. Example: lora-forensics runs sample_runs/
     """
-    from lora_forensics.discovery import discover_runs
+    from lora_forensics.discovery import discover_runs, nothing_found
     from lora_forensics.listing import listing_json, listing_text
+    from lora_forensics.records import Skipped
 
     found = list(discover_runs(path, trainer))
     click.echo(listing_json(found) if as_json else listing_text(found, _width(), verbose), nl=False)
-    return 0 if any(hasattr(entry, "checkpoints") for entry in found) else EXIT_USAGE
+    skipped = [entry for entry in found if isinstance(entry, Skipped)]
+    if len(skipped) == len(found):
+        raise nothing_found([path], skipped)
+    return 0
 
 
 @main.command()
@@ -212,8 +216,8 @@ def report(out: Path, reports: tuple[str, ...], as_json: bool, verbose: bool, **
     from lora_forensics.reports import REPORTS
     from lora_forensics.scan import report as run_report
 
-    defaults = {parameter.name: parameter.default for parameter in report.params}
-    changed = any(value != defaults[name] for name, value in settings.items() if value not in ((), None))
+    source = click.get_current_context().get_parameter_source
+    changed = any(source(name) is not click.core.ParameterSource.DEFAULT for name in settings)
     summary = run_report(out, _report_names(reports) or tuple(REPORTS), _assess_options(settings) if changed else None)
     _print_report("json" if as_json else "terminal", summary, verbose=verbose)
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from lora_forensics.records import Run, Skipped
 from lora_forensics.tensors import SAFETENSORS, TENSOR_FILES
 
 _STATES = re.compile(r"(optimizer|scheduler|scaler|training_args|rng_state|random_states|ema|trainer|recipe_state)")
+_CHECKPOINT = re.compile(r"checkpoint-\d+")
 _UNSAFE = re.compile(r'[<>:"|?*\\\x00-\x1f\x7f]|[. ]+$')
 
 
@@ -45,6 +46,16 @@ def discover_runs(
             yield replace(found, name=name)
         else:
             yield found
+
+
+def nothing_found(paths: Iterable[Path], skipped: Sequence[Skipped]) -> UsageError:
+    """The error for folders without any run: what lies there instead, and what a run looks like."""
+    where = ", ".join(str(path) for path in paths)
+    reasons = "; ".join(f"{entry.path}: {entry.reason}" for entry in skipped[:3])
+    files = "1 tensor file belongs" if len(skipped) == 1 else f"{len(skipped)} tensor files belong"
+    found = f"; {files} to none ({reasons})" if skipped else ""
+    hint = "a run is a folder with checkpoint-<step>/ folders (PEFT) or numbered .safetensors files (kohya)"
+    return UsageError(f"no run found in {where}{found}", hint)
 
 
 def _walk(root: Path, trainers: list, excluded: set[Path]) -> Iterator[Run | Skipped]:  # type: ignore[type-arg]
@@ -91,9 +102,11 @@ def _explain(path: Path, header: object) -> Skipped:
 
 def _check_root(root: Path) -> None:
     if root.is_file():
+        run = root.absolute().parent
+        run = run.parent if _CHECKPOINT.fullmatch(run.name) else run
         raise UsageError(
             f"{root} is one file; a verdict needs the checkpoints of a run side by side",
-            f"scan its folder: lora-forensics scan {root.parent}",
+            f"scan its folder: lora-forensics scan {os.path.relpath(run)}",
         )
     if not root.is_dir():
         near = [p.name for p in root.parent.iterdir()] if root.parent.is_dir() else []
@@ -101,7 +114,7 @@ def _check_root(root: Path) -> None:
         raise UsageError(
             f"{root} does not exist", f"did you mean {root.parent / match[0]}?" if match else "check the path"
         )
-    if re.fullmatch(r"checkpoint-\d+", root.resolve().name) and any(root.glob("adapter_model.*")):
+    if _CHECKPOINT.fullmatch(root.resolve().name) and any(root.glob("adapter_model.*")):
         raise UsageError(
             f"{root} is one checkpoint of a run; a verdict needs its neighbours",
             f"scan the run: lora-forensics scan {os.path.normpath(root / '..')}",

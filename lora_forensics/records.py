@@ -37,9 +37,14 @@ class Skipped:
     expected: bool = False
     """Nothing is wrong with it, it is no checkpoint: an optimizer's state, a base model. `--strict` lets it pass."""
 
-    def to_dict(self) -> dict[str, str]:
+    def to_dict(self) -> dict[str, Any]:
         """The JSON-ready form."""
-        return {"path": self.path.as_posix(), "reason": self.reason}
+        return {"path": self.path.as_posix(), "reason": self.reason, "expected": self.expected}
+
+    @classmethod
+    def from_dict(cls, document: dict[str, Any]) -> Skipped:
+        """The inverse of `to_dict`."""
+        return cls(Path(document["path"]), document["reason"], document.get("expected", False))
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +194,7 @@ class BaseModelSummary:
 
 @dataclass(frozen=True, slots=True)
 class RunNotes:
-    """What the tables do not hold of a run: kept in the metadata of layers.parquet, so that reports need no checkpoint."""
+    """What the tables do not hold of a run; kept in the metadata of layers.parquet, for reports without checkpoints."""
 
     path: str | None = None
     trainer: str | None = None
@@ -215,7 +220,7 @@ class RunNotes:
                 **document,
                 "base": BaseModelSummary(**document["base"]),
                 "findings": tuple(Finding(**entry) for entry in document["findings"]),
-                "skipped": tuple(Skipped(Path(entry["path"]), entry["reason"]) for entry in document["skipped"]),
+                "skipped": tuple(map(Skipped.from_dict, document["skipped"])),
             }
         )
 
@@ -250,6 +255,8 @@ class Verdict:
     adapter: str | None = None
     path: str | None = None
     """The run's folder; `keep.checkpoint` is relative to it."""
+    step_unit: str = "step"
+    """What all steps here count; `epoch` where a trainer left nothing else."""
     message: str = ""
     """The verdict in one sentence."""
     versions: dict[str, str] = field(default_factory=dict)
@@ -272,7 +279,7 @@ class Verdict:
             "components": tuple,
             "base_model": lambda value: BaseModelSummary(**value),
             "findings": lambda value: tuple(Finding(**entry) for entry in value),
-            "skipped": lambda value: tuple(Skipped(Path(entry["path"]), entry["reason"]) for entry in value),
+            "skipped": lambda value: tuple(map(Skipped.from_dict, value)),
         }
         known = {f.name for f in fields(cls)}
         try:

@@ -14,8 +14,8 @@ from typing import Any
 import polars as pl
 
 from lora_forensics.assess import Assessment, assess, versions
-from lora_forensics.discovery import discover_runs
-from lora_forensics.errors import LoraForensicsError, SeriesError, UsageError
+from lora_forensics.discovery import discover_runs, nothing_found
+from lora_forensics.errors import SeriesError, UsageError
 from lora_forensics.measure import LAYER_COLUMNS, Measured, MeasureOptions, measure_run
 from lora_forensics.plots import save_plots
 from lora_forensics.records import Run, RunNotes, Skipped, Summary, Verdict
@@ -85,10 +85,10 @@ def scan(paths: Sequence[Path], options: ScanOptions) -> Scan:
         BaseModelError: a base that was given cannot be used.
         SeriesError: OUT cannot be written.
     """
-    _check_writable(options.out)
     runs, skipped = _discover(paths, options)
     if not runs:
-        raise _nothing_found(paths, skipped)
+        raise nothing_found(paths, skipped)
+    _check_writable(options.out)
     verdicts, new, known, failed = [], 0, 0, 0
     for run, root in runs:
         measured, assessment = _scan_run(run, root, options)
@@ -112,8 +112,11 @@ def pick_checkpoint(run: Path, options: ScanOptions) -> tuple[Path | None, str]:
     place, name = (run, "") if run.exists() else (run.parent, run.name)
     found, skipped = _discover([place], options)
     wanted = [(r, root) for r, root in found if not name or r.name.rpartition("/")[2] == name]
+    if name and found and not wanted:
+        names = ", ".join(sorted(str(place / r.name) for r, _ in found)[:5])
+        raise UsageError(f"{run} does not exist, and no run in {place} is called {name!r}", f"there is {names}")
     if not wanted:
-        raise _nothing_found([run], skipped)
+        raise nothing_found([run], skipped)
     if len(wanted) > 1:
         names = ", ".join(sorted(str(place / r.name) for r, _ in wanted)[:5])
         raise UsageError(f"{run} holds {len(wanted)} runs", f"name one of them: {names}")
@@ -133,12 +136,13 @@ def load_summary(out: Path) -> Summary:
     """
     try:
         document = json.loads((out / "summary.json").read_text("utf-8"))
-        skipped = tuple(Skipped(Path(entry["path"]), entry["reason"]) for entry in document["skipped"])
+        skipped = tuple(map(Skipped.from_dict, document["skipped"]))
         verdicts = tuple(Verdict.from_dict(entry) for entry in document["runs"])
         return Summary(verdicts, skipped, document["versions"], out)
     except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         hint = "give the folder that a scan wrote with --out"
-        raise SeriesError(f"{out} holds no readable summary.json of a scan: {error}", hint) from error
+        raise SeriesError(f"{out} holds no readable summary.json of a scan: {reason}", hint) from error
 
 
 def report(out: Path, reports: Sequence[str], options: AssessOptions | None = None) -> Summary:
@@ -191,6 +195,10 @@ def _discover(paths: Sequence[Path], options: ScanOptions) -> tuple[list[tuple[R
     taken: dict[str, str] = {}
     seen: set[Path] = set()
     for path in paths:
+        if path.resolve() == options.out.resolve():
+            raise UsageError(
+                f"{path} is also where the output goes, which is never scanned", "choose another folder with --out"
+            )
         for found in discover_runs(path, options.trainer, exclude=[options.out]):
             if isinstance(found, Skipped):
                 skipped.append(found)
@@ -206,6 +214,8 @@ def _free_name(run: Run, out: Path, taken: dict[str, str]) -> str:
     number, name = 1, run.name
     while True:
         stored = taken.get(name.lower()) or _stored_path(out / name)
+        if (out / name).resolve().as_posix() == own:  # OUT holds the run itself: its folder is not ours to write into
+            stored = "the run"
         if name.lower() not in taken and stored in (None, own):
             taken[name.lower()] = own
             return name
@@ -290,13 +300,8 @@ def _check_writable(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file, not a folder to write into", "choose another place with --out")
     probe = out / ".writable"
-    write_text(probe, "")
+    try:
+        write_text(probe, "")
+    except SeriesError as error:
+        raise SeriesError(error.message.replace(str(probe), str(out), 1), error.hint) from error
     probe.unlink(missing_ok=True)
-
-
-def _nothing_found(paths: Sequence[Path], skipped: Sequence[Skipped]) -> LoraForensicsError:
-    where = ", ".join(str(path) for path in paths)
-    reasons = "; ".join(f"{entry.path}: {entry.reason}" for entry in skipped[:3])
-    hint = "a run is a folder with checkpoint-<step>/ folders (PEFT) or numbered .safetensors files (kohya)"
-    found = f"; {len(skipped)} tensor files belong to none ({reasons})" if skipped else ""
-    return UsageError(f"no run found in {where}{found}", hint)

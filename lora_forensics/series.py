@@ -19,6 +19,9 @@ import polars as pl
 from lora_forensics.errors import SeriesError
 from lora_forensics.records import SCHEMA
 
+_UNREADABLE = (OSError, ValueError, pl.exceptions.PolarsError, pl.exceptions.PanicException)
+"""What polars raises on a damaged file; a panic is no `Exception` and would pass every other handler."""
+
 _DTYPES: dict[str, pl.DataType | type[pl.DataType]] = {
     "String": pl.String,
     "Int64": pl.Int64,
@@ -166,7 +169,7 @@ def read_table(path: Path) -> pl.DataFrame:
         if int(version) > SCHEMA:
             raise SeriesError(f"{path} has schema {version}, newer than {SCHEMA}", "upgrade lora-forensics")
         return pl.read_parquet(path, memory_map=False)
-    except (OSError, ValueError, pl.exceptions.PolarsError) as error:
+    except _UNREADABLE as error:
         raise SeriesError(f"{path}: no readable Parquet file: {error}", "run `lora-forensics scan --rescan`") from error
 
 
@@ -174,7 +177,7 @@ def read_notes(path: Path) -> dict[str, str]:
     """The text metadata of a Parquet file; empty if the file is missing or unreadable."""
     try:
         return dict(pl.read_parquet_metadata(path))
-    except (OSError, pl.exceptions.PolarsError):
+    except _UNREADABLE:
         return {}
 
 

@@ -6,6 +6,7 @@ Rules and formulas: docs/method.md; the arithmetic on plain arrays is in `turnin
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ import polars as pl
 
 from lora_forensics.errors import SeriesError, UsageError
 from lora_forensics.records import Finding
-from lora_forensics.series import MODULE_COLUMNS, SERIES_COLUMNS, schema
+from lora_forensics.series import CHECKPOINT_COLUMNS, MODULE_COLUMNS, SERIES_COLUMNS, schema
 from lora_forensics.turning_point import DETECTORS, MINIMUM_CHECKPOINTS, fluctuation, valleys
 
 SIMILARITIES = {"flat": "cosine", "rowwise": "cosine_rowwise"}
@@ -55,14 +56,20 @@ class AssessOptions:
                 raise UsageError(f"no {what} is called {value!r}", f"choose from {', '.join(known)}")
         if self.window not in ("auto", "epoch"):
             if not self.window.isdecimal():
-                raise UsageError(f"window {self.window!r} is neither auto, epoch nor a number of checkpoints")
+                raise UsageError(
+                    f"window {self.window!r} is neither auto, epoch nor a number of checkpoints",
+                    "use --window auto, or a whole number such as --window 5",
+                )
             if int(self.window) < 2:
                 raise UsageError(
                     f"a window of {self.window} is too small: the variance of one value is always 0",
                     "use --window 2 or more",
                 )
-        if self.learning_rate is not None and not self.learning_rate > 0:
-            raise UsageError(f"a learning rate of {self.learning_rate} is not above 0")
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise UsageError(
+                f"a learning rate of {self.learning_rate} is no finite number above 0",
+                "leave --learning-rate out to use the recorded rates",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,25 +131,48 @@ def complete(layers: pl.DataFrame) -> pl.DataFrame:
         **dict.fromkeys(("cosine", "cosine_rowwise", "delta_norm"), pl.Float64),
         "nonfinite": pl.Int64,
     }
-    absent = [pl.lit(None, dtype).alias(name) for name, dtype in wanted.items() if name not in layers.columns]
-    return layers.with_columns(absent).with_columns(pl.col(name).cast(dtype) for name, dtype in wanted.items())
+    return _with_columns(layers, wanted)
+
+
+def _with_columns(frame: pl.DataFrame, wanted: Mapping[str, Any]) -> pl.DataFrame:
+    """The table with these columns in these types; null where they are missing.
+
+    Raises:
+        SeriesError: a column holds something else.
+    """
+    absent = [pl.lit(None, dtype).alias(name) for name, dtype in wanted.items() if name not in frame.columns]
+    try:
+        return frame.with_columns(absent).with_columns(pl.col(name).cast(dtype) for name, dtype in wanted.items())
+    except pl.exceptions.PolarsError as error:
+        reason = str(error).splitlines()[0]
+        raise SeriesError(f"a column holds values of another type: {reason}", "it should come from a scan") from error
 
 
 def places_of(layers: pl.DataFrame, checkpoints: pl.DataFrame | None) -> pl.DataFrame:
-    """One row per checkpoint of the run, by step."""
+    """One row per checkpoint of the run, by step.
+
+    Raises:
+        SeriesError: the table of checkpoints has no steps, one step twice, or several runs.
+    """
     if checkpoints is None or checkpoints.is_empty():
         checkpoints = layers.select("run", "step", "epoch", "checkpoint").unique("step")
-    columns = ("epoch", "learning_rate", "held_out_loss", "train_loss", "steps_per_epoch")
-    absent = [pl.lit(None, pl.Float64).alias(name) for name in columns if name not in checkpoints.columns]
-    if "checkpoint" not in checkpoints.columns:
-        absent.append(pl.lit(None, pl.String).alias("checkpoint"))
+    if "step" not in checkpoints.columns:
+        raise SeriesError("the table of checkpoints has no column step", "it should come from a scan")
+    if checkpoints["step"].is_duplicated().any():
+        raise SeriesError("the table of checkpoints has a step twice", "give the checkpoints of one run, each once")
+    places = _with_columns(checkpoints, schema(CHECKPOINT_COLUMNS))
+    names = pl.coalesce("run", pl.lit(first_known(layers, "run"), pl.String))
     unnamed = pl.format("step {}", pl.col("step"))
-    return checkpoints.with_columns(absent).with_columns(pl.col("checkpoint").fill_null(unnamed)).sort("step")
+    return places.with_columns(names, pl.col("epoch").fill_nan(None), pl.col("checkpoint").fill_null(unnamed)).sort(
+        "step"
+    )
 
 
 def similarity_of(layers: pl.DataFrame, places: pl.DataFrame, options: AssessOptions) -> Similarity:
     """CS: drop checkpoints where most modules have no cosine, then average modules that have one at all the others."""
     column = SIMILARITIES[options.similarity]
+    if layers[column].null_count() == len(layers) > layers["cosine"].null_count():
+        raise SeriesError(f"the table has no {options.similarity} cosines: {column} is empty", "use --similarity flat")
     scope, components = _scope(layers, options)
     scope = scope.filter(pl.col(column).is_not_null().any().over("module"))  # without a base weight: not in scope
     defined = pl.col(column).is_finite().fill_null(value=False)
@@ -164,6 +194,8 @@ def _scope(layers: pl.DataFrame, options: AssessOptions) -> tuple[pl.DataFrame, 
     """The modules that enter CS, and their components."""
     there = [name for name in layers["component"].unique(maintain_order=True) if name is not None]
     if not there:
+        if options.component and "all" not in options.component and not layers.is_empty():
+            raise UsageError("no module of this table says which component it belongs to", "leave --component out")
         return layers, ()
     if "all" in options.component:
         wanted = there
@@ -208,9 +240,11 @@ def fluctuation_of(frame: pl.DataFrame, window: Window, options: AssessOptions) 
 
 def _rates(frame: pl.DataFrame, options: AssessOptions) -> tuple[Any, list[Finding]]:
     """Learning rates to divide by: one number, or one per checkpoint used."""
+    if not DETECTORS[options.detector].divides:
+        return 1.0, []
     if options.learning_rate is not None:
         return options.learning_rate, []
-    if frame["learning_rate"].null_count():
+    if frame["learning_rate"].fill_nan(None).null_count():
         message = "the learning rate is not known at every checkpoint and taken as 1 throughout"
         hint = "a constant rate moves no valley; for another schedule give --learning-rate or keep the trainer's logs"
         return 1.0, [Finding("learning-rate-unknown", "info", message, hint)] if len(frame) else []

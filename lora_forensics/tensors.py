@@ -8,8 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,6 +24,7 @@ SAFETENSORS = ".safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 TENSOR_FILES = (SAFETENSORS, *PICKLES)
 
+_METADATA = re.compile(r'\s*\{\s*"__metadata__"\s*:\s*')
 _MAX_HEADER = 100_000_000
 """The limit that the safetensors format sets itself."""
 
@@ -94,28 +97,54 @@ def read_header(path: Path) -> Header:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     if len(raw) < length:
         raise CheckpointError(f"{path}: truncated inside its header ({size} bytes)", "copy or download it again")
-    infos, metadata, end = _parse_header(path, raw)
-    expected = 8 + length + end
+    try:
+        metadata, tensors = _split_header(raw.decode("utf-8"))
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise CheckpointError(f"{path}: its header is not a safetensors header") from error
+    expected = 8 + length + tensors.end
     if size != expected:
         what = f"truncated: {expected - size} bytes missing" if size < expected else f"{size - expected} bytes too long"
         raise CheckpointError(f"{path}: {what} (header asks for {expected} bytes, file has {size})", "save it again")
-    layout = hashlib.sha256(repr(infos).encode()).hexdigest()
     fingerprint = hashlib.sha256(raw + f"|{size}|{stat.st_mtime_ns}".encode()).hexdigest()[:16]
-    return Header(infos, metadata, fingerprint, layout, 8 + length, size, stat.st_mtime)
+    return Header(tensors.infos, metadata, fingerprint, tensors.layout, 8 + length, size, stat.st_mtime)
 
 
-def _parse_header(path: Path, raw: bytes) -> tuple[dict[str, TensorInfo], dict[str, str], int]:
-    """Names, metadata and the end of the data, from a header's bytes."""
-    try:
-        document = json.loads(raw)
-        metadata = {str(key): str(value) for key, value in (document.pop("__metadata__", None) or {}).items()}
-        infos, end = {}, 0
-        for name, entry in document.items():
-            infos[name] = TensorInfo(str(entry["dtype"]), tuple(int(n) for n in entry["shape"]))
-            end = max(end, int(entry["data_offsets"][1]))
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise CheckpointError(f"{path}: its header is not a safetensors header") from error
-    return infos, metadata, end
+@dataclass(frozen=True, slots=True)
+class _Described:
+    """The part of a header that all checkpoints of a run have in common."""
+
+    infos: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str]
+    end: int
+    """Bytes of data."""
+    layout: str
+
+
+def _split_header(text: str) -> tuple[Mapping[str, str], _Described]:
+    """Metadata and tensors. Writers put the metadata first: what follows is equal in a whole run, and parsed once."""
+    found = _METADATA.match(text)
+    if found is None:
+        described = _describe(text.strip())
+        return described.metadata, described
+    metadata, stop = json.JSONDecoder().raw_decode(text, found.end())
+    rest = text[stop:].strip()  # writers pad with spaces
+    return _strings(metadata), _describe("{" + rest.removeprefix(","))
+
+
+@lru_cache(maxsize=64)
+def _describe(text: str) -> _Described:
+    document = json.loads(text)
+    metadata = _strings(document.pop("__metadata__", None))
+    infos, end = {}, 0
+    for name, entry in document.items():
+        name.encode()  # JSON can spell lone surrogates, which are no text
+        infos[name] = TensorInfo(str(entry["dtype"]), tuple(int(n) for n in entry["shape"]))
+        end = max(end, int(entry["data_offsets"][1]))
+    return _Described(infos, metadata, end, hashlib.sha256(text.encode()).hexdigest())
+
+
+def _strings(metadata: dict[object, object] | None) -> dict[str, str]:
+    return {str(key): str(value) for key, value in (metadata or {}).items()}
 
 
 def file_fingerprint(path: Path) -> str:

@@ -109,12 +109,19 @@ def official(series: Floats) -> int | None:
     return int(found[wanted]) + 1 if found.size > wanted else None
 
 
-Detector = Callable[[Floats], int | None]
-"""CS-Fluctuation to the index of the turning point, or None."""
+@dataclass(frozen=True, slots=True)
+class Detector:
+    """A rule that names the turning point."""
+
+    find: Callable[[Floats], int | None]
+    """CS-Fluctuation to the index of the turning point, or None."""
+    divides: bool = True
+    """Whether its CS-Fluctuation is divided by the learning rate, as in Eq. 4."""
+
 
 DETECTORS: dict[str, Detector] = {
-    "algorithm1": algorithm1,
-    "official": official,
+    "algorithm1": Detector(algorithm1),
+    "official": Detector(official, divides=False),
 }
 """Every detector by its name in `--detector`: first line = default."""
 

@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 
     from lora_forensics.moments import Change
 
+_OLD = r"(?: \.lora | \.lora_linear_layer | (?<=_lora) | (?<=_lora\d) )"
 _KEYS = re.compile(
-    r"""(?P<module>.+?)(?:
-        (?P<down>(?:\.lora_down | \.lora_A(?:\.\w+)? | (?:\.lora|\.lora_linear_layer|(?<=_lora)|(?<=_lora\d))\.down)\.weight)
-      | (?P<up>(?:\.lora_up | \.lora_B(?:\.\w+)? | (?:\.lora|\.lora_linear_layer|(?<=_lora)|(?<=_lora\d))\.up)\.weight)
-      | (?P<embedding_down>\.lora_embedding_A(?:\.\w+)?)
-      | (?P<embedding_up>\.lora_embedding_B(?:\.\w+)?)
-      | (?P<alpha>\.alpha)
+    rf"""(?P<module>.+?)(?:
+        (?P<down> (?: \.lora_down | \.lora_A(?:\.\w+)? | {_OLD}\.down ) \.weight)
+      | (?P<up> (?: \.lora_up | \.lora_B(?:\.\w+)? | {_OLD}\.up ) \.weight)
+      | (?P<embedding_down> \.lora_embedding_A(?:\.\w+)? )
+      | (?P<embedding_up> \.lora_embedding_B(?:\.\w+)? )
+      | (?P<alpha> \.alpha )
     )""",
     re.VERBOSE,
 )

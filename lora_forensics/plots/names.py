@@ -108,7 +108,7 @@ def few_ticks(most: int, integer: bool = False) -> Locator:
 def power_of_ten(values: Floats) -> int:
     """The power of ten to take out of an axis; 0 while its numbers are short without."""
     largest = float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 0.0
-    return 0 if largest == 0 or 0.01 <= largest < 10_000 else math.floor(math.log10(largest))
+    return 0 if largest == 0 or 0.1 <= largest < 10_000 else math.floor(math.log10(largest))
 
 
 def times(power: int) -> str:

@@ -64,7 +64,7 @@ _STYLE = {
 _RESTS_ON = {
     "held_out_loss": "lowest held-out loss",
     "probe": "the probe",
-    "turning_point": "turning point",
+    "turning_point": "second valley",
     "weights": "evidence in the weights",
     "prior": "rule of thumb",
 }
@@ -112,7 +112,7 @@ def stack(
         panels.append(figure.add_axes(box, sharex=panels[0] if panels else None))
     for axes in panels[:-1]:
         axes.tick_params(labelbottom=False)
-    panels[-1].set_xlabel("step")
+    panels[-1].set_xlabel(verdict.step_unit)
     panels[-1].xaxis.set_major_locator(few_ticks(5, integer=True))
     return figure, panels
 
@@ -127,10 +127,11 @@ def _meaning(verdict: Verdict, hatched: bool) -> tuple[list[Artist], list[str]]:
     texts = [f"no turning point: {_NO_TURNING_POINT.get(verdict.status, 'none found')}", "kept: no answer"]
     if point is not None:
         handles[0] = Line2D([], [], **_POINT_LINE)
-        texts[0] = f"turning point: step {point.step}, rests on {point.step}–{point.support_end_step}"
+        texts[0] = f"turning point: {verdict.step_unit} {point.step}, computed up to {point.support_end_step}"
     if keep is not None:
         handles[1] = Line2D([], [], **{**_KEEP_LINE, **KEEP_MARK})
-        texts[1] = f"kept: step {keep.step}, {_RESTS_ON.get(keep.rests_on, drawable_text(keep.rests_on))}"
+        reason = _RESTS_ON.get(keep.rests_on, drawable_text(keep.rests_on))
+        texts[1] = f"kept: {verdict.step_unit} {keep.step}, {reason}"
     if hatched:
         handles.append(Patch(facecolor="white", edgecolor=GREY, hatch=HATCH))
         texts.append("undefined")

@@ -1,0 +1,31 @@
+# `make scan` and `make test` are the two commands of the README; each sets up its environment first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+
+.PHONY: scan test check docs clean
+
+scan: $(STAMP)
+	$(BIN)/lora-forensics scan sample_runs/
+
+test: check
+	$(BIN)/python -m pytest -n auto
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# Pages that are made from the code; a test fails when they are stale.
+docs: $(STAMP)
+	$(BIN)/lora-forensics metrics --markdown > docs/columns.md
+
+$(STAMP): pyproject.toml .ci/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --editable '.[test]'
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) forensics

@@ -1,0 +1,105 @@
+"""An opened base model: which weight lies below a module, and its rows."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lora_forensics.base_model.files import tensor_files
+from lora_forensics.base_model.resolution import Resolver
+from lora_forensics.base_model.slices import ModuleShape, Shape, cut, flat_shape, span, weight_shape
+from lora_forensics.errors import BaseModelError, CheckpointError
+from lora_forensics.records import RowSlice, Unresolved, WeightRef
+from lora_forensics.tensors import Tensors, TensorUnion, file_fingerprint, open_tensors
+
+if TYPE_CHECKING:
+    import torch
+
+
+class BaseModel:
+    """The frozen weights that adapters were trained on; headers are read at once, values when asked for."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        """`paths` are as for `open_base`."""
+        files = [file for path in paths for file in tensor_files(path)]
+        self.path = " + ".join(str(path) for path in paths)
+        self.paths = tuple(paths)
+        self.files = tuple(file for _, file in files)
+        with _base_model_errors():
+            self.tensors: Tensors = _union(files)
+            marks = [f"{prefix}{file_fingerprint(file)}" for prefix, file in files]
+        self.fingerprint = hashlib.sha256("|".join(marks).encode()).hexdigest()[:16]
+        self.shapes: dict[str, Shape] = {name: info.shape for name, info in self.tensors.infos.items()}
+        self._resolver = Resolver(self.shapes)
+
+    def resolve(self, modules: Mapping[str, ModuleShape]) -> dict[str, WeightRef | Unresolved]:
+        """The weight below each module, or why there is none; see `lora_forensics.base_model.resolve`."""
+        return self._resolver.resolve(modules)
+
+    def shape(self, ref: WeightRef) -> tuple[int, int]:
+        """Rows and columns of a weight: out x in, kernels flattened, embeddings entries x width."""
+        shape = weight_shape(ref, self.shapes)
+        if shape is None:
+            raise BaseModelError(f"{self.path}: the parts of {ref.label()} have different numbers of columns")
+        return shape
+
+    def dtype(self, ref: WeightRef) -> str:
+        """The type that a weight is stored in, as safetensors writes it: F32, BF16, ..."""
+        return self.tensors.infos[ref.parts[0].tensor].dtype
+
+    def rows(self, ref: WeightRef, start: int, stop: int) -> torch.Tensor:
+        """Rows [start, stop) of a weight as (rows, columns), in its stored type; only these are read."""
+        import torch
+
+        with _base_model_errors():
+            if ref.transposed and not ref.embedding:
+                return torch.cat([self._columns(part, start, stop) for part in ref.parts]).T
+            pieces = [self._rows(part) for part in cut(ref.parts, start, stop, self.shapes)]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def _rows(self, part: RowSlice) -> torch.Tensor:
+        first, last = span(part, self.shapes)
+        if not self.shapes[part.tensor]:
+            return self.tensors.read(part.tensor).reshape(1, 1)
+        columns = flat_shape(self.shapes[part.tensor])[1]
+        return self.tensors.read_slice(part.tensor, 0, first, last).reshape(last - first, columns)
+
+    def _columns(self, part: RowSlice, start: int, stop: int) -> torch.Tensor:
+        first, last = span(part, self.shapes)
+        return self.tensors.read_slice(part.tensor, 1, start, stop)[first:last]
+
+
+def open_base(paths: Sequence[Path]) -> BaseModel:
+    """Open a base model: one path, or several (denoiser and text encoders in files of their own) as one model.
+
+    Raises:
+        BaseModelError: a path is missing, damaged, or no base model; the message says which and the hint what to do.
+    """
+    if not paths:
+        raise BaseModelError("no base model is given", "pass --base PATH")
+    return BaseModel(paths)
+
+
+def _union(files: Sequence[tuple[str, Path]]) -> Tensors:
+    """All files as one; a file whose names are taken already (a second CLIP) gets its own name as prefix."""
+    opened: dict[str, Tensors] = {}
+    taken: set[str] = set()
+    for number, (prefix, file) in enumerate(files):
+        tensors = open_tensors(file)
+        own = f"{file.stem.replace('#', '_')}/" if any(prefix + name in taken for name in tensors.infos) else prefix
+        taken.update(own + name for name in tensors.infos)
+        opened[f"{own}#{number}"] = tensors
+    return TensorUnion(opened)
+
+
+@contextmanager
+def _base_model_errors() -> Iterator[None]:
+    """A damaged file of the base is the base's fault, not a checkpoint's."""
+    try:
+        yield
+    except CheckpointError as error:
+        hint = error.hint and "copy or download this file of the base model again"
+        raise BaseModelError(error.message, hint) from error

@@ -1,0 +1,173 @@
+"""Sentences that all reports share, and the one place where text from files is made harmless.
+
+Everything returned here is plain: one line, printable, without terminal codes. Escaping for Markdown or HTML comes on
+top and belongs to those reports.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from lora_forensics.records import Skipped, Summary, Verdict
+
+RESTS_ON = {
+    "held_out_loss": "lowest held-out loss",
+    "probe": "best answer to the probe",
+    "turning_point": "second valley of CS-Fluctuation",
+    "weights": "evidence in the weights",
+    "prior": "rule of thumb",
+}
+"""What a checkpoint to keep rests on, in words."""
+
+STATUS = {
+    "unhealthy": "unhealthy",
+    "no_base_model": "no base model",
+    "too_few_checkpoints": "too few checkpoints",
+    "no_second_valley": "no second valley",
+    "turning_point": "turning point",
+}
+"""The verdict's status, in words."""
+
+_TERMINAL_CODES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[ -/]*[0-~]?")
+
+
+def plain(text: object) -> str:
+    """Text from a file as one printable line: no terminal codes, control characters or direction marks."""
+    bare = _TERMINAL_CODES.sub("", str(text))
+    spaced = "".join(map(_printable, bare))
+    return " ".join(spaced.split())
+
+
+def count(number: int, noun: str) -> str:
+    """'1 run', '2 runs'."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def number(value: Any, digits: int = 4) -> str:
+    """A number for people; '?' for what is no number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return "?"
+    return str(value) if isinstance(value, int) else f"{value:.{digits}g}"
+
+
+def place(verdict: Verdict, step: int, epoch: float | None) -> str:
+    """'step 260, epoch 8.7'; 'epoch 9' where steps are not known."""
+    if epoch is None or not math.isfinite(epoch) or verdict.step_unit == "epoch":
+        return f"{plain(verdict.step_unit)} {step}"
+    return f"step {step}, epoch {epoch:.2g}" if epoch < 1 else f"step {step}, epoch {round(epoch, 1):g}"
+
+
+def facts(verdict: Verdict) -> str:
+    """What the run is: 'peft, lora, 50 checkpoints, steps 20-1000'."""
+    known = [plain(value) for value in (verdict.trainer, verdict.adapter) if value]
+    known.append(count(verdict.checkpoints, "checkpoint"))
+    steps = _pair(verdict, "steps")
+    if steps:
+        known.append(f"{plain(verdict.step_unit)}s {number(steps[0])}-{number(steps[1])}")
+    elif verdict.cadence_steps is not None and math.isfinite(verdict.cadence_steps):
+        known.append(f"every {verdict.cadence_steps:g} {plain(verdict.step_unit)}s")
+    return ", ".join(known)
+
+
+def headline(verdict: Verdict) -> str:
+    """The verdict in one sentence; the status if assess gave no sentence."""
+    return plain(verdict.message) or STATUS.get(verdict.status, plain(verdict.status))
+
+
+def why(verdict: Verdict) -> str:
+    """What the checkpoint to keep rests on, with its numbers; the verdict's sentence where there is none."""
+    keep = verdict.keep
+    if keep is None:
+        return headline(verdict)
+    reason = RESTS_ON.get(keep.rests_on, plain(keep.rests_on))
+    losses = verdict.evidence.get("held_out") if keep.rests_on == "held_out_loss" else None
+    known = losses if isinstance(losses, dict) else {}
+    if known.get("loss") is not None:
+        reason += f": {number(known['loss'])}"
+    others = {"last": known.get("last_loss"), "at the turning point": known.get("at_turning_point")}
+    compared = ", ".join(f"{name}: {number(loss)}" for name, loss in others.items() if loss is not None)
+    if keep.rests_on == "turning_point" and verdict.turning_point is not None:
+        compared = _support(verdict)
+    return f"{reason} at {place(verdict, keep.step, keep.epoch)}" + (f" ({compared})" if compared else "")
+
+
+def turning(verdict: Verdict) -> str:
+    """Where the turning point is, and the checkpoints that it rests on; '' if there is none, or `why` tells it."""
+    point = verdict.turning_point
+    if point is None or (verdict.keep is not None and verdict.keep.rests_on == "turning_point"):
+        return ""
+    return f"turning point at {place(verdict, point.step, point.epoch)} ({_support(verdict)})"
+
+
+def _support(verdict: Verdict) -> str:
+    point = verdict.turning_point
+    return f"computed from {plain(verdict.step_unit)}s {point.step}-{point.support_end_step}" if point else ""
+
+
+def window(verdict: Verdict) -> str:
+    """Which window CS-Fluctuation was computed with, and why; '' if it was not computed."""
+    if verdict.window is None:
+        return ""
+    because = f": {plain(verdict.window_reason)}" if verdict.window_reason else ""
+    return f"window of {count(verdict.window, 'checkpoint')}{because}"
+
+
+def null_band(verdict: Verdict) -> str:
+    """A warning where a run without any signal would turn at the same place; else ''."""
+    band = _pair(verdict, "null_band")
+    if band is None or verdict.evidence.get("inside_null_band") is not True:
+        return ""
+    return f"weak evidence: a random walk turns between steps {number(band[0])} and {number(band[1])}, too"
+
+
+def last(verdict: Verdict) -> str:
+    """Whether the last checkpoint is past the turning point; '' where that is not known, or a finding says it."""
+    if verdict.last_is_past_turning_point is None:
+        return ""
+    steps = _pair(verdict, "steps")
+    where = f" ({plain(verdict.step_unit)} {number(steps[1])})" if steps else ""
+    said = f"the last checkpoint{where} is {'' if verdict.last_is_past_turning_point else 'not '}past the turning point"
+    return "" if any(plain(finding.message).startswith(said) for finding in verdict.findings) else said
+
+
+def reasons(skipped: Iterable[Skipped]) -> list[tuple[str, int]]:
+    """Why files were skipped, and how many for each reason: most frequent first."""
+    return Counter(plain(entry.reason) or "no reason given" for entry in skipped).most_common()
+
+
+def all_skipped(summary: Summary) -> list[Skipped]:
+    """Files that were left out, of all runs and of none."""
+    return [entry for verdict in summary.runs for entry in verdict.skipped] + list(summary.skipped)
+
+
+def totals(summary: Summary) -> str:
+    """'3 runs: 2 with a checkpoint to keep, 1 without; 4 files skipped'."""
+    kept = sum(verdict.keep is not None for verdict in summary.runs)
+    parts = [count(len(summary.runs), "run")]
+    if summary.runs:
+        parts[0] += f": {kept} with a checkpoint to keep, {len(summary.runs) - kept} without"
+    skipped = all_skipped(summary)
+    foreign = sum(entry.expected for entry in skipped)
+    if len(skipped) > foreign:
+        parts.append(f"{count(len(skipped) - foreign, 'file')} skipped")
+    if foreign:
+        parts.append(f"{count(foreign, 'other file')} {'is no checkpoint' if foreign == 1 else 'are no checkpoints'}")
+    return "; ".join(parts)
+
+
+def _pair(verdict: Verdict, key: str) -> tuple[Any, Any] | None:
+    """Two values of the evidence, which may lack them."""
+    pair = verdict.evidence.get(key)
+    return (pair[0], pair[1]) if isinstance(pair, (list, tuple)) and len(pair) == 2 else None
+
+
+def _printable(character: str) -> str:
+    if character.isprintable():
+        return character
+    if character.isspace():
+        return " "
+    return "\N{REPLACEMENT CHARACTER}" if "\ud800" <= character <= "\udfff" else ""

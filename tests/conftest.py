@@ -1,0 +1,38 @@
+"""Fixtures that all tests share."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+REPOSITORY = Path(__file__).parent.parent
+DEVICES = [
+    "cpu",
+    *(["cuda"] if torch.cuda.is_available() else []),
+    *(["mps"] if torch.backends.mps.is_available() else []),
+]
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Every device of this machine."""
+    return torch.device(request.param)
+
+
+@pytest.fixture
+def sample_runs() -> Path:
+    """The real runs of the repository."""
+    return REPOSITORY / "sample_runs"
+
+
+def absent(what: str) -> None:
+    """Skip because of what this machine lacks; in CI (`LORA_FORENSICS_COMPLETE=1`) that is a failure."""
+    if os.environ.get("LORA_FORENSICS_COMPLETE") == "1":
+        pytest.fail(f"{what} is missing, and this environment says that it is complete")
+    pytest.skip(f"{what} is not on this machine")

@@ -1,0 +1,325 @@
+"""The measuring half on real files: peft's own writer, kohya's layout, the sample runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+from factories import (
+    KOHYA_MODULES,
+    WrittenRun,
+    kohya_base,
+    kohya_file,
+    kohya_metadata,
+    kohya_run,
+    peft_run,
+    tiny_llama,
+    touch_later,
+)
+from polars.testing import assert_frame_equal
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import lora_forensics as lf
+from lora_forensics.measure import LAYER_COLUMNS, Measured, MeasureOptions, Progress, measure_run, unmeasured
+from lora_forensics.records import Run
+
+
+def discover(path: Path) -> Run:
+    """The only run below a folder."""
+    (run,) = [found for found in lf.discover_runs(path) if isinstance(found, Run)]
+    return run
+
+
+def worst_error(written: WrittenRun, measured: Measured, column: str = "cosine") -> float:
+    """Largest distance of a cosine from the dense float64 reference, over all modules and checkpoints."""
+    worst = 0.0
+    for step, deltas in zip(written.steps, written.deltas, strict=True):
+        rows = measured.layers.filter(pl.col("step") == step)
+        for name, delta in deltas.items():
+            (found,) = rows.filter(pl.col("module") == f"base_model.model.{strip(name)}")[column]
+            weight = written.weights[name]
+            if column == "cosine":
+                expected = (weight * delta).sum() / (weight.norm() * delta.norm())
+            else:
+                expected = torch.nn.functional.cosine_similarity(weight, delta, dim=1).mean()
+            worst = max(worst, abs(found - float(expected)))
+    return worst
+
+
+def strip(name: str) -> str:
+    """A module's name inside the peft wrapper."""
+    return name.removeprefix("base_model.model.")
+
+
+class ConvNet(torch.nn.Module):
+    """Convolutions of all sorts, a linear layer and an embedding, for peft to adapt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.wide = torch.nn.Conv2d(6, 10, 3)
+        self.point = torch.nn.Conv2d(10, 8, 1)
+        self.head = torch.nn.Linear(8, 5)
+        self.words = torch.nn.Embedding(30, 12)
+
+
+def gpt2() -> Any:
+    """A real GPT-2 of one layer: its Conv1D stores weights in x out, square ones included."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(2)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=50, n_positions=16, n_embd=24, n_layer=1, n_head=2))
+
+
+CASES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "linear": (tiny_llama, {}),
+    "all linear, rsLoRA": (tiny_llama, {"target_modules": "all-linear", "use_rslora": True}),
+    "rank and alpha patterns": (
+        tiny_llama,
+        {"rank_pattern": {"layers.0.self_attn.q_proj": 2}, "alpha_pattern": {"down_proj": 3}},
+    ),
+    "embedding and head": (tiny_llama, {"target_modules": ["embed_tokens", "q_proj", "lm_head"]}),
+    "convolutions": (ConvNet, {"target_modules": ["wide", "point", "head", "words"]}),
+    "Conv1D": (gpt2, {"target_modules": ["c_attn", "c_proj", "c_fc"], "fan_in_fan_out": True}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("column", ["cosine", "cosine_rowwise"])
+def test_cosines_equal_the_dense_reference_of_peft(
+    case: str, column: str, tmp_path: Path, device: torch.device
+) -> None:
+    """Every module of a run that peft saved is within 2e-8 of <D,W> on its own dense delta."""
+    make, config = CASES[case]
+    written = peft_run(tmp_path, make(), steps=range(10, 40, 10), **config)
+    measured = measure_run(discover(written.path), written.base, device.type)
+    assert measured.notes.base.matched == measured.notes.base.total == len(written.weights)
+    assert worst_error(written, measured, column) < 2e-8
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_stored_sixteen_bit_numbers_lose_nothing_more(dtype: torch.dtype, tmp_path: Path, device: torch.device) -> None:
+    """With base and adapter in 16 bits, cosines are those of the stored numbers."""
+    written = peft_run(tmp_path, tiny_llama(), steps=[10, 20], dtype=dtype, base_dtype=dtype)
+    assert worst_error(written, measure_run(discover(written.path), written.base, device.type)) < 2e-8
+
+
+def test_norms_use_the_scale_of_the_configuration(tmp_path: Path) -> None:
+    """delta_norm is the norm of peft's own delta: alpha, patterns and rsLoRA included."""
+    config = {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"down_proj": 3}, "use_rslora": True}
+    written = peft_run(tmp_path, steps=[10], **config)
+    layers = measure_run(discover(written.path), written.base).layers
+    for name, delta in written.deltas[0].items():
+        (norm,) = layers.filter(pl.col("module") == f"base_model.model.{strip(name)}")["delta_norm"]
+        assert norm == pytest.approx(float(delta.norm()), rel=1e-6)
+
+
+def test_every_column_of_the_contract_is_filled(tmp_path: Path) -> None:
+    """For LoRA on a known base no column is null, and only what looks back is NaN, at the first checkpoint."""
+    written = peft_run(tmp_path, steps=[10, 20, 30])
+    layers = measure_run(discover(written.path), written.base).layers
+    assert layers.columns == [column.name for column in LAYER_COLUMNS]
+    assert sum(layers.null_count().row(0)) == 0
+    floats = layers.select(pl.col(pl.Float64))
+    nan = [name for name in floats.columns if floats[name].is_nan().any()]
+    assert nan == ["rotation", "step_size"]
+    assert layers.filter(pl.col("step") > 10)["rotation"].is_finite().all()
+
+
+def test_movement_is_that_of_the_dense_changes(tmp_path: Path) -> None:
+    """Step size and rotation compare with the checkpoint before, also across units of work."""
+    written = peft_run(tmp_path, steps=range(10, 70, 10))
+    options = MeasureOptions(memory=1)  # a unit for every checkpoint
+    layers = measure_run(discover(written.path), written.base, options=options).layers
+    for index, step in enumerate(written.steps[1:], start=1):
+        for name, delta in written.deltas[index].items():
+            row = layers.filter((pl.col("step") == step) & (pl.col("module") == f"base_model.model.{strip(name)}"))
+            before = written.deltas[index - 1][name]
+            assert row["step_size"][0] == pytest.approx(float((delta - before).norm()), rel=1e-6)
+            cosine = (delta * before).sum() / (delta.norm() * before.norm())
+            assert row["rotation"][0] == pytest.approx(1 - float(cosine), rel=1e-5, abs=1e-12)
+
+
+def test_memory_changes_no_number(tmp_path: Path) -> None:
+    """One unit of work or one for each checkpoint: the same table."""
+    run = discover(peft_run(tmp_path).path)
+    whole = measure_run(run, tmp_path / "base").layers
+    parts = measure_run(run, tmp_path / "base", options=MeasureOptions(memory=1)).layers
+    assert_frame_equal(whole, parts, abs_tol=1e-12, rel_tol=1e-9)
+
+
+def test_single_file_and_diffusers_folder_give_the_same(sample_runs: Path) -> None:
+    """The sample UNet measured against its LDM-named file and its diffusers folder: one table up to tensor names."""
+    run = discover(sample_runs / "digits_kohya")
+    run = replace(run, checkpoints=run.checkpoints[:3])
+    tables = [
+        measure_run(run, sample_runs / "digits_kohya" / base).layers.drop("tensor")
+        for base in ("tiny-sd.safetensors", "tiny-sd")
+    ]
+    assert tables[0]["cosine"].is_finite().all()
+    assert_frame_equal(*tables, rel_tol=1e-9, abs_tol=1e-12)
+
+
+def test_kohya_files_against_a_dense_reference(sample_runs: Path) -> None:
+    """Alpha / rank * up @ down of the sample run, dense in float64, on the tensor that the table names."""
+    run = discover(sample_runs / "digits_kohya")
+    run = replace(run, checkpoints=run.checkpoints[-1:])
+    layers = measure_run(run).layers
+    base = load_file(sample_runs / "digits_kohya" / "tiny-sd.safetensors")
+    with safe_open(run.checkpoints[0].path, "pt") as file:
+        for row in layers.iter_rows(named=True):
+            down = file.get_tensor(f"{row['module']}.lora_down.weight").double().flatten(1)
+            up = file.get_tensor(f"{row['module']}.lora_up.weight").double().flatten(1)
+            delta = file.get_tensor(f"{row['module']}.alpha").double() / len(down) * up @ down
+            weight = base[row["tensor"]].double().flatten(1)
+            assert abs(row["cosine"] - (weight * delta).sum() / (weight.norm() * delta.norm())) < 2e-8
+            assert row["delta_norm"] == pytest.approx(float(delta.norm()), rel=1e-9)
+    assert len(layers) == measured_modules(run)
+
+
+def measured_modules(run: Run) -> int:
+    """Modules of the first file, counted by its keys."""
+    with safe_open(run.checkpoints[0].path, "pt") as file:
+        return sum(key.endswith(".lora_up.weight") for key in file.keys())  # noqa: SIM118 - no mapping
+
+
+def test_a_second_scan_measures_only_what_is_new(tmp_path: Path) -> None:
+    """Known rows are reused; the result is that of measuring all."""
+    written = peft_run(tmp_path)
+    run = discover(written.path)
+    first = measure_run(replace(run, checkpoints=run.checkpoints[:-1]), written.base)
+    second = measure_run(run, written.base, known=first)
+    assert (first.new, second.new) == (11, 1)
+    assert_frame_equal(second.layers, measure_run(run, written.base).layers)
+    assert measure_run(run, written.base, known=second).new == 0
+
+
+def test_a_replaced_checkpoint_and_its_successor_are_measured_again(tmp_path: Path) -> None:
+    """The successor's movement looks back at the replaced file."""
+    written = peft_run(tmp_path, steps=range(10, 60, 10))
+    known = measure_run(discover(written.path), written.base)
+    touch_later(written.path / "checkpoint-30" / "adapter_model.safetensors")
+    assert unmeasured(discover(written.path), known) == [2, 3]
+
+
+def test_another_base_measures_everything_again(tmp_path: Path) -> None:
+    """Stored cosines are those of the base that they were measured with."""
+    written = peft_run(tmp_path, steps=[10, 20])
+    run = discover(written.path)
+    known = measure_run(run, written.base)
+    other = shutil.copytree(written.base, tmp_path / "other")
+    tensors = load_file(other / "model.safetensors")
+    save_file({name: -tensor for name, tensor in tensors.items()}, other / "model.safetensors", {"format": "pt"})
+    again = measure_run(run, other, known=known)
+    assert again.new == 2
+    assert again.layers["cosine"][0] == pytest.approx(-known.layers["cosine"][0])
+
+
+def test_what_needs_no_base_is_measured_without_one(tmp_path: Path) -> None:
+    """Norms, spectra and movement are there; cosines are null, and the notes say where the base was looked for."""
+    written = peft_run(tmp_path, steps=[10, 20])
+    shutil.rmtree(written.base)
+    measured = measure_run(discover(written.path))
+    assert measured.layers["cosine"].null_count() == len(measured.layers)
+    assert measured.layers["delta_norm"].is_finite().all()
+    assert "base" in measured.notes.base_problem
+    assert "--base" in measured.notes.base_problem
+
+
+def test_a_base_of_another_shape_is_named_as_such(tmp_path: Path) -> None:
+    """No module fits: the message names the base and a shape."""
+    written = peft_run(tmp_path, steps=[10])
+    tiny_llama(hidden_size=64).save_pretrained(tmp_path / "wrong")
+    notes = measure_run(discover(written.path), tmp_path / "wrong").notes
+    assert notes.base.matched == 0
+    assert "does not fit" in notes.base_problem
+
+
+def test_unmatched_modules_are_counted_and_listed(tmp_path: Path) -> None:
+    """A module without a weight keeps its norms, has no cosine, and is named in a finding."""
+    base = kohya_base(tmp_path / "base")
+    (base / "text_encoder" / "model.safetensors").unlink()
+    measured = measure_run(discover(kohya_run(tmp_path / "run", steps=[10, 20])), base)
+    assert (measured.notes.base.matched, measured.notes.base.total) == (2, 3)
+    (finding,) = [finding for finding in measured.notes.findings if finding.rule == "module-unresolved"]
+    assert "lora_te_text_model_encoder_layers_0_self_attn_q_proj" in finding.message
+
+
+def test_a_recorded_hash_that_differs_is_a_finding(tmp_path: Path) -> None:
+    """Kohya writes the hash of its base into every file."""
+    base = kohya_base(tmp_path / "base")
+    single = tmp_path / "base.safetensors"
+    save_file(load_file(base / "unet" / "diffusion_pytorch_model.safetensors"), single)
+    extra = {"ss_new_sd_model_hash": "0" * 64}
+    run = discover(kohya_run(tmp_path / "run", steps=[10, 20], **extra))
+    assert "base-hash-differs" in {finding.rule for finding in measure_run(run, single).notes.findings}
+
+
+def test_a_checkpoint_that_breaks_while_it_is_read_is_skipped(tmp_path: Path) -> None:
+    """Discovery saw a whole file, measuring does not: the rest is measured, and the next scan tries nothing again."""
+    written = peft_run(tmp_path, steps=range(10, 60, 10))
+    run = discover(written.path)
+    broken = written.path / "checkpoint-30" / "adapter_model.safetensors"
+    broken.write_bytes(broken.read_bytes()[:-10])
+    measured = measure_run(run, written.base)
+    assert [skipped.path for skipped in measured.notes.skipped] == [broken]
+    assert set(measured.layers["step"]) == {10, 20, 40, 50}
+    assert measure_run(run, written.base, known=measured).new == 0
+
+
+def test_a_module_of_an_unread_kind_is_left_out_and_named(tmp_path: Path) -> None:
+    """DoRA tensors beside a pair of factors: not measured as plain LoRA."""
+    base = kohya_base(tmp_path / "base")
+    name = next(iter(KOHYA_MODULES))
+    for step in (10, 20):
+        path = kohya_file(tmp_path / "run" / f"a-step{step:08d}.safetensors", step, kohya_metadata(step, 0, "a"))
+        extra = {f"{name}.dora_scale": torch.ones(16, 1)}
+        save_file({**load_file(path), **extra}, path, kohya_metadata(step, 0, "a"))
+    measured = measure_run(discover(tmp_path / "run"), base)
+    assert name not in set(measured.layers["module"])
+    assert any(f.rule == "module-unread" and "dora_scale" in f.hint for f in measured.notes.findings)
+
+
+def test_a_rank_that_changes_inside_a_run_is_measured(tmp_path: Path) -> None:
+    """Checkpoints of another rank are a batch of their own; only the movement across the change is undefined."""
+    base = kohya_base(tmp_path / "base")
+    for step, rank in ((10, 2), (20, 2), (30, 4), (40, 4)):
+        kohya_file(tmp_path / "run" / f"a-step{step:08d}.safetensors", step, kohya_metadata(step, 0, "a"), rank=rank)
+    layers = measure_run(discover(tmp_path / "run"), base).layers
+    assert layers["cosine"].is_finite().all()
+    assert layers.group_by("step").agg(pl.col("rank").first()).sort("step")["rank"].to_list() == [2, 2, 4, 4]
+    undefined = layers.filter(pl.col("step_size").is_nan())["step"].unique().sort().to_list()
+    assert undefined == [10, 30]
+
+
+def test_an_svd_initialised_adapter_is_named(tmp_path: Path) -> None:
+    """PiSSA changes the base weight: its cosines are not the method's."""
+    written = peft_run(tmp_path, steps=[10])
+    config = written.path / "checkpoint-10" / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "init_lora_weights": "pissa"}))
+    rules = {finding.rule for finding in measure_run(discover(written.path), written.base).notes.findings}
+    assert "svd-initialised" in rules
+
+
+def test_progress_adds_up(tmp_path: Path) -> None:
+    """A run begins once, and all of its checkpoints are advanced over."""
+    heard: list[Any] = []
+
+    class Listener(Progress):
+        def begin(self, run: str, checkpoints: int) -> None:
+            heard.append((run, checkpoints))
+
+        def advance(self, checkpoints: float) -> None:
+            heard.append(checkpoints)
+
+    written = peft_run(tmp_path, steps=range(10, 60, 10))
+    measure_run(discover(written.path), written.base, options=MeasureOptions(memory=1, progress=Listener()))
+    assert heard[0] == ("run", 5)
+    assert sum(heard[1:]) == pytest.approx(5)

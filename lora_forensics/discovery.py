@@ -106,7 +106,7 @@ def _check_root(root: Path) -> None:
         run = run.parent if _CHECKPOINT.fullmatch(run.name) else run
         raise UsageError(
             f"{root} is one file; a verdict needs the checkpoints of a run side by side",
-            f"scan its folder: lora-forensics scan {os.path.relpath(run)}",
+            f"scan its folder: lora-forensics scan {run if root.is_absolute() else os.path.relpath(run)}",
         )
     if not root.is_dir():
         near = [p.name for p in root.parent.iterdir()] if root.parent.is_dir() else []

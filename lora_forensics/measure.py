@@ -90,8 +90,10 @@ def measure_run(
     Raises:
         BaseModelError: `base` was given and cannot be used. A base that was only looked for and is missing is told in
             the notes; what needs none is measured all the same.
-        UsageError: the device does not exist.
+        UsageError: the device does not exist, or `run` is no run.
     """
+    if not isinstance(run, Run):
+        raise UsageError(f"{run} is no run", "discover_runs also yields Skipped: measure only what is a Run")
     options = replace(options or MeasureOptions(), device=device)
     frozen, problem = _find_base(run, base, known, options)
     measured_with = _key(frozen)

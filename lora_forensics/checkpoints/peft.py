@@ -29,7 +29,9 @@ class PeftTrainer:
     """`checkpoint-<step>` folders."""
 
     name = "peft"
-    save_more_often = "set save_steps lower (save_strategy='steps'), and save_total_limit high enough, or unset, so that none is deleted"
+    save_more_often = (
+        "set save_strategy='steps' and a smaller save_steps; leave save_total_limit unset, it deletes checkpoints"
+    )
 
     def find(self, folder: Folder) -> Iterator[Run | Skipped]:
         """One run: the checkpoint folders below `folder` and the final adapter in it."""

@@ -47,13 +47,14 @@ class Commands(click.Group):
         except BrokenPipeError:
             sys.stderr.close()  # the reader has gone, as in `| head`
             sys.exit(0)
-        except Exception:  # noqa: BLE001 - the last resort: a bug must not look like a finding
+        except SystemExit:
+            raise
+        except BaseException as error:  # noqa: BLE001 - a bug must not look like a finding; a panic is no Exception
             with tempfile.NamedTemporaryFile(
                 "w", prefix="lora-forensics-", suffix=".log", delete=False, encoding="utf-8"
             ) as log:
                 log.write(traceback.format_exc())
-            last = (traceback.format_exc().strip().splitlines() or [""])[-1]
-            _complain(f"this is a bug: {last}", f"please report it with {log.name}")
+            _complain(f"this is a bug: {type(error).__name__}: {error}", f"please report it with {log.name}")
             sys.exit(EXIT_BUG)
 
 
@@ -154,7 +155,10 @@ def scan(
     elif not quiet:
         _print_report("terminal", done.summary, verbose=verbose)
         click.echo(_what_was_measured(done.new, done.known))
-    return done.exit_code(fail_on, strict)
+    code, reason = done.outcome(fail_on, strict)
+    if reason:
+        _complain(reason)
+    return code
 
 
 @main.command()
@@ -306,6 +310,7 @@ def parse_size(text: str) -> int:
     import re
 
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?\s*", text.lower())
-    if found is None or float(found.group(1)) <= 0:
+    size = float(found.group(1)) * 1024 ** " kmgt".index(found.group(2) or " ") if found else 0
+    if not 1 <= size < 1 << 63:
         raise UsageError(f"{text!r} is no size", "write it as 500MB or 4GB")
-    return int(float(found.group(1)) * 1024 ** " kmgt".index(found.group(2) or " "))
+    return int(size)

@@ -52,8 +52,8 @@ def nothing_found(paths: Iterable[Path], skipped: Sequence[Skipped]) -> UsageErr
     """The error for folders without any run: what lies there instead, and what a run looks like."""
     where = ", ".join(str(path) for path in paths)
     reasons = "; ".join(f"{entry.path}: {entry.reason}" for entry in skipped[:3])
-    files = "1 tensor file belongs" if len(skipped) == 1 else f"{len(skipped)} tensor files belong"
-    found = f"; {files} to none ({reasons})" if skipped else ""
+    more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
+    found = f"; left out: {reasons}{more}" if skipped else ""
     hint = "a run is a folder with checkpoint-<step>/ folders (PEFT) or numbered .safetensors files (kohya)"
     return UsageError(f"no run found in {where}{found}", hint)
 
@@ -93,7 +93,7 @@ def _leftovers(folder: Folder) -> Iterator[Skipped]:
 
 def _explain(path: Path, header: object) -> Skipped:
     if isinstance(header, CheckpointError):
-        return Skipped(path, header.message)
+        return Skipped(path, header.message.removeprefix(f"{path}: "))
     infos = header.infos  # type: ignore[attr-defined] # Header, the other member of the union
     if looks_like_adapter(infos):
         return Skipped(path, "an adapter, but not in the layout of a known trainer")

@@ -7,6 +7,7 @@ are unchanged. Torch is imported when there is something to measure, and not bef
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -27,6 +28,7 @@ LAYER_COLUMNS = (*MODULE_COLUMNS, *(metric.column for metric in METRICS))
 DEFAULT_MEMORY = 1 << 30
 """Bytes of checkpoints that are held at once."""
 
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
 _SVD_INITIALISED = {"pissa", "olora", "corda", "loftq", "eva", "mica"}
 _LISTED = 5
 """Names that a message lists before it says how many more there are."""
@@ -68,6 +70,17 @@ class MeasureOptions:
     search_root: Path | None = None
     """The folder that the run was found under; bounds the search for its base."""
     progress: Progress = field(default_factory=Progress)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant.
+
+        Raises:
+            UsageError: an unknown engine or device.
+        """
+        if self.engine not in ENGINES:
+            raise UsageError(f"no engine is called {self.engine!r}", f"choose from {', '.join(ENGINES)}")
+        if not _DEVICE.fullmatch(self.device):
+            raise UsageError(f"no device is called {self.device!r}", "use --device cpu, or auto, cuda, cuda:N, mps")
 
 
 def measure_run(
@@ -163,12 +176,20 @@ class _Tables:
         self._unread: dict[str, Unresolved] = {}
         self._scale_unknown: set[str] = set()
         self._initialisations: set[str] = set()
+        self._problem = ""
+        self._unread_before = 0
         if known is not None and current:
             self._frames.append(known.layers.filter(pl.col("checkpoint").is_in(current)))
             self._dtypes.update(zip(known.checkpoints["checkpoint"], known.checkpoints["dtype"], strict=True))
             self._kept = tuple(finding for finding in known.notes.findings if finding.rule in _MEASURING_RULES)
-            unchanged = {checkpoint.path for checkpoint in run.checkpoints if checkpoint.name in current}
-            self._skipped = [skipped for skipped in known.notes.skipped if skipped.path in unchanged]
+            self._skipped = [
+                replace(skipped, path=checkpoint.path)  # a later scan may name the folder in another way
+                for checkpoint in run.checkpoints
+                for skipped in known.notes.skipped
+                if checkpoint.name in current and skipped.path.as_posix().endswith(checkpoint.name)
+            ]
+            self._problem = known.notes.base_problem
+            self._unread_before = known.notes.base.total - known.layers["module"].n_unique()
 
     def measure(self, indices: list[int], frozen: BaseModel | None, options: MeasureOptions) -> None:
         """Measure these checkpoints, in units that fit the memory."""
@@ -196,14 +217,19 @@ class _Tables:
         empty = pl.DataFrame(schema=schema(LAYER_COLUMNS))
         layers = pl.concat([empty, *self._frames])
         order = {name: place for place, name in enumerate(layers["module"].unique(maintain_order=True))}
-        layers = layers.with_columns(pl.lit(self._run.name).alias("run"))
+        epochs = {checkpoint.name: checkpoint.epoch for checkpoint in self._run.checkpoints}
+        layers = layers.with_columns(
+            pl.lit(self._run.name).alias("run"),
+            pl.col("checkpoint").replace_strict(epochs, return_dtype=pl.Float64).alias("epoch"),  # may be known by now
+        )
         layers = layers.sort("step", pl.col("module").replace_strict(order, return_dtype=pl.Int64), maintain_order=True)
         modules = layers.select("module", "tensor").unique("module")
-        base = BaseModelSummary(notes.base.path, modules["tensor"].count(), len(modules) + len(self._unread))
+        unread = len(self._unread) if new else self._unread_before
+        base = BaseModelSummary(notes.base.path, modules["tensor"].count(), len(modules) + unread)
         if frozen and not base.matched and base.total:
             reason = next((entry.reason for entry in self._unresolved.values()), "")
-            problem = f"{frozen.path} does not fit this adapter: none of its {base.total} modules is in it ({reason})"
-            notes = replace(notes, base_problem=problem)
+            misfit = f"{frozen.path} does not fit this adapter: none of its {base.total} modules is in it ({reason})"
+            notes = replace(notes, base_problem=misfit if reason else self._problem)
         return Measured(
             layers,
             checkpoint_table(self._run, self._dtypes),

@@ -61,20 +61,29 @@ class Scan:
     """Checkpoints that were measured now."""
     known: int
     """Checkpoints that had been measured before."""
-    failed: int
+    failed: tuple[Verdict, ...]
     """Runs that could not be measured."""
 
-    def exit_code(self, fail_on: Iterable[str] = (), strict: bool = False) -> int:
-        """The contract's exit code: 0, 1 (a finding that `fail_on` names), 2 (nothing measured) or 3 (some not)."""
+    def outcome(self, fail_on: Iterable[str] = (), strict: bool = False) -> tuple[int, str]:
+        """The contract's exit code and why it is not 0.
+
+        0; 1 (a finding that `fail_on` names); 2 (nothing measured, or a damaged file and `strict`); 3 (some not).
+        """
         wanted = set(fail_on)
         verdicts = self.summary.runs
         damaged = [s for s in (*self.summary.skipped, *(s for v in verdicts for s in v.skipped)) if not s.expected]
-        if self.failed >= len(verdicts) or (strict and damaged):
-            return 2
+        unmeasured = "; ".join(f"{verdict.run}: {verdict.message}" for verdict in self.failed[:3])
+        unmeasured = f"{len(self.failed)} of {len(verdicts)} runs could not be measured: {unmeasured}"
+        if len(self.failed) == len(verdicts):
+            return 2, unmeasured
+        if strict and damaged:
+            return 2, f"{len(damaged)} damaged files were skipped, the first is {damaged[0].path}: {damaged[0].reason}"
         if self.failed:
-            return 3
-        named = (f for verdict in verdicts for f in verdict.findings if f.rule in wanted or f.severity in wanted)
-        return 1 if next(named, None) else 0
+            return 3, unmeasured
+        named = ((v, f) for v in verdicts for f in v.findings if f.rule in wanted or f.severity in wanted)
+        for verdict, finding in named:
+            return 1, f"{verdict.run}: {finding.rule} ({finding.severity}): {finding.message}"
+        return 0, ""
 
 
 def scan(paths: Sequence[Path], options: ScanOptions) -> Scan:
@@ -89,16 +98,17 @@ def scan(paths: Sequence[Path], options: ScanOptions) -> Scan:
     if not runs:
         raise nothing_found(paths, skipped)
     _check_writable(options.out)
-    verdicts, new, known, failed = [], 0, 0, 0
+    verdicts, failed, new, known = [], [], 0, 0
     for run, root in runs:
         measured, assessment = _scan_run(run, root, options)
         verdicts.append(assessment.verdict)
         new += measured.new
         known += len(measured.checkpoints) - measured.new
-        failed += assessment.verdict.status == "no_base_model" or measured.layers.is_empty()
+        if assessment.verdict.status == "no_base_model" or measured.layers.is_empty():
+            failed.append(assessment.verdict)
     summary = Summary(tuple(verdicts), tuple(skipped), versions(), options.out)
     write_reports(summary, options.reports)
-    return Scan(summary, new, known, failed)
+    return Scan(summary, new, known, tuple(failed))
 
 
 def pick_checkpoint(run: Path, options: ScanOptions) -> tuple[Path | None, str]:
@@ -238,9 +248,11 @@ def _scan_run(run: Run, root: Path, options: ScanOptions) -> tuple[Measured, Ass
     known = None if options.rescan else stored
     measured = measure_run(run, base, measuring.device, known=known, options=measuring)
     assessment = assess(measured.layers, measured.checkpoints, measured.notes, options.assess)
-    if measured.new or stored is None or _changed(folder, assessment.verdict):
+    if measured.new or stored is None or not stored.checkpoints.equals(measured.checkpoints):
         _save_measured(folder, measured)
-        _save_assessment(folder, measured, assessment)
+    elif not _changed(folder, assessment.verdict):
+        return measured, assessment
+    _save_assessment(folder, measured, assessment)
     return measured, assessment
 
 

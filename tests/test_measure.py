@@ -209,6 +209,32 @@ def test_a_replaced_checkpoint_and_its_successor_are_measured_again(tmp_path: Pa
     assert unmeasured(discover(written.path), known) == [2, 3]
 
 
+def test_a_changed_configuration_is_noticed(tmp_path: Path) -> None:
+    """Alpha lies in adapter_config.json: the norms depend on it though the weights are the same."""
+    written = peft_run(tmp_path, steps=range(10, 60, 10))
+    known = measure_run(discover(written.path), written.base)
+    config = written.path / "checkpoint-50" / "adapter_config.json"
+    config.write_text(config.read_text().replace('"lora_alpha": 8', '"lora_alpha": 16'))
+    again = measure_run(discover(written.path), written.base, known=known)
+    assert again.new == 1
+    last = pl.col("step") == 50
+    ratio = again.layers.filter(last)["delta_norm"] / known.layers.filter(last)["delta_norm"]
+    assert ratio.to_list() == pytest.approx([2.0] * len(ratio))
+
+
+def test_a_rescan_with_nothing_new_keeps_every_note(tmp_path: Path) -> None:
+    """Findings, misfits and skipped files of the first scan are told again, from whatever folder it is run."""
+    written = peft_run(tmp_path, steps=[10, 20])
+    tiny_llama(hidden_size=64).save_pretrained(tmp_path / "wrong")
+    broken = written.path / "checkpoint-20" / "adapter_model.safetensors"
+    run = discover(written.path)
+    broken.write_bytes(broken.read_bytes()[:-10])
+    first = measure_run(run, tmp_path / "wrong")
+    second = measure_run(run, tmp_path / "wrong", known=first)
+    assert second.new == 0
+    assert second.notes == first.notes
+
+
 def test_another_base_measures_everything_again(tmp_path: Path) -> None:
     """Stored cosines are those of the base that they were measured with."""
     written = peft_run(tmp_path, steps=[10, 20])

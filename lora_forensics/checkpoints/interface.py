@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,7 +13,7 @@ from typing import Protocol
 from lora_forensics.checkpoints.history import Curve
 from lora_forensics.errors import CheckpointError
 from lora_forensics.records import Checkpoint, Finding, Run, Skipped
-from lora_forensics.tensors import PICKLES, SAFETENSORS, Header, file_fingerprint, read_header, same_content
+from lora_forensics.tensors import Header, file_fingerprint, read_header, same_content
 
 
 @dataclass(slots=True)
@@ -35,8 +37,10 @@ class Folder:
         folder = cls(path)
         with os.scandir(path) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
-                target = folder.folders if entry.is_dir() else folder.files
-                target[entry.name] = Path(entry.path)
+                if entry.is_dir():
+                    folder.folders[entry.name] = Path(entry.path)
+                elif entry.is_file() or entry.is_symlink():  # a pipe or socket would block whoever opens it
+                    folder.files[entry.name] = Path(entry.path)
         return folder
 
     def header(self, name: str) -> Header | CheckpointError:
@@ -76,28 +80,24 @@ def with_rates(checkpoints: Sequence[Checkpoint], rates: Curve) -> tuple[Checkpo
 
 
 def stat_checkpoint(path: Path, name: str, step: int | None, config: Path | None = None) -> Checkpoint:
-    """A checkpoint with size, time and fingerprint filled in.
+    """A checkpoint with size, time and fingerprint filled in; the fingerprint covers its configuration.
 
     Raises:
         CheckpointError: the file is damaged.
     """
-    if path.suffix == SAFETENSORS:
-        header = read_header(path)
-        return from_header(path, name, step, header, config)
-    if path.suffix not in PICKLES:
-        raise CheckpointError(f"{path}: not a tensor file")
     fingerprint = file_fingerprint(path)
     stat = path.stat()
+    if config is not None:
+        with contextlib.suppress(OSError):  # measuring says what is wrong with it
+            fingerprint = hashlib.sha256(fingerprint.encode() + config.read_bytes()).hexdigest()[:16]
     return Checkpoint(
         path, name, step, config=config, size=stat.st_size, modified=stat.st_mtime, fingerprint=fingerprint
     )
 
 
-def from_header(path: Path, name: str, step: int | None, header: Header, config: Path | None = None) -> Checkpoint:
+def from_header(path: Path, name: str, step: int | None, header: Header) -> Checkpoint:
     """A checkpoint whose header has been read."""
-    return Checkpoint(
-        path, name, step, config=config, size=header.size, modified=header.modified, fingerprint=header.fingerprint
-    )
+    return Checkpoint(path, name, step, size=header.size, modified=header.modified, fingerprint=header.fingerprint)
 
 
 _LISTED = 3

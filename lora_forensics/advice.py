@@ -13,6 +13,10 @@ FEW_CHECKPOINTS = 30
 """Below this, picks were no better than the middle checkpoint in tests (docs/method.md)."""
 
 
+NO_SERIES = "no module has a cosine throughout the checkpoints: there is no series to look for a valley in"
+"""Where checkpoints are many but none of their modules can be followed."""
+
+
 def health(layers: pl.DataFrame, similarity: Similarity) -> list[Finding]:
     """NaN, Inf and adapters that do nothing."""
     found = []
@@ -27,8 +31,8 @@ def health(layers: pl.DataFrame, similarity: Similarity) -> list[Finding]:
     zero = layers.group_by("step").agg((pl.col("delta_norm") == 0).all().alias("zero")).filter(pl.col("zero"))
     if not zero.is_empty():
         steps = zero["step"].sort().to_list()
-        message = f"the adapter changes nothing at {_steps(steps)}: all of its B factors are zero"
-        hint = "step 0 is like that; later it means that the adapter was not trained, or was saved wrongly"
+        message = f"the adapter changes nothing at {_steps(steps)}: every change of a weight is zero"
+        hint = "an adapter at step 0 is like that; later it was not trained, or was saved wrongly"
         found.append(Finding("zero-change", "info" if steps == [layers["step"].min()] else "error", message, hint))
     if similarity.dropped:
         message = f"most modules have no cosine at {_steps(list(similarity.dropped))}: left out of the series"
@@ -52,7 +56,7 @@ def advice(places: pl.DataFrame, turning: TurningPoint | None, keep: Keep | None
             hint += (
                 f"; with fewer than {FEW_CHECKPOINTS} checkpoints, picks were no better than the middle one in tests"
             )
-        found.append(Finding("weak-evidence", "warning", message, hint))
+        found.append(Finding("weak-evidence", "info", message, hint))
     held_out = keep is not None and keep.rests_on == "held_out_loss"
     past = keep.step if held_out and keep else turning.step if turning else None
     last = places["step"][-1] if len(places) else 0

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from lora_forensics.advice import advice, health, message_of
+from lora_forensics.advice import NO_SERIES, advice, health, message_of
 from lora_forensics.records import BaseModelSummary, Candidate, Keep, RunNotes, Status, TurningPoint, Verdict
 from lora_forensics.similarity import (
     AssessOptions,
@@ -94,6 +94,7 @@ def assess(
         *findings,
         *advice(places, turning, keep, steps),
     ]
+    silent = status == "too_few_checkpoints" and not steps and not places.is_empty()
     name = str(first_known(layers, "run") or first_known(places, "run") or "run")
     verdict = Verdict(
         run=name,
@@ -117,7 +118,7 @@ def assess(
         adapter=_adapter(layers),
         path=notes.path,
         step_unit=notes.step_unit,
-        message=message_of(status, len(steps), window, notes, options),
+        message=NO_SERIES if silent else message_of(status, len(steps), window, notes, options),
         versions=versions(),
     )
     return Assessment(verdict, series)

@@ -146,7 +146,10 @@ def scan(
     Example: lora-forensics scan sample_runs/
     """
     from lora_forensics.console import console_progress
+    from lora_forensics.scan import check_rules
     from lora_forensics.scan import scan as run_scan
+
+    check_rules(fail_on)  # before the work, not after
 
     with console_progress(enabled=not (quiet or as_json)) as progress:
         done = run_scan(runs, _scan_options(settings, reports, progress))
@@ -286,12 +289,14 @@ def _print_report(name: str, summary: Summary, verbose: bool = False) -> None:
 
 
 def _what_was_measured(new: int, known: int) -> str:
+    from lora_forensics.reports.text import count
+
     if not known:
-        return f"measured {new} checkpoints"
+        return f"measured {count(new, 'checkpoint')}"
     return (
-        f"measured {new} new checkpoints; {known} were known"
+        f"measured {count(new, 'new checkpoint')}; {known} known before"
         if new
-        else f"nothing new: all {known} checkpoints were known"
+        else f"nothing new: {known} known before"
     )
 
 

@@ -17,7 +17,7 @@ from lora_forensics.tensors import SAFETENSORS, TENSOR_FILES
 
 _STATES = re.compile(r"(optimizer|scheduler|scaler|training_args|rng_state|random_states|ema|trainer|recipe_state)")
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
-_UNSAFE = re.compile(r'[<>:"|?*\\\x00-\x1f\x7f]|[. ]+$')
+_UNSAFE = re.compile(r'[<>:"|?*\\\x00-\x1f\x7f\ud800-\udfff]|[. ]+$')
 
 
 def discover_runs(
@@ -40,12 +40,19 @@ def discover_runs(
     trainers = [TRAINERS[trainer]] if trainer else list(TRAINERS.values())
     names: set[str] = set()
     for found in _walk(root, trainers, {p.resolve() for p in exclude}):
-        if isinstance(found, Run):
+        if isinstance(found, Run) and not _writable(found):
+            yield Skipped(found.path, "its files' names are not UTF-8 and fit no table: rename them")
+        elif isinstance(found, Run):
             name = _unique(_name(found, root), names)
             names.add(name.lower())  # file systems that ignore case
             yield replace(found, name=name)
         else:
             yield found
+
+
+def _writable(run: Run) -> bool:
+    """Whether the checkpoints' names can be written as text; names on Linux may be any bytes."""
+    return not any("\ud800" <= letter <= "\udfff" for checkpoint in run.checkpoints for letter in checkpoint.name)
 
 
 def nothing_found(paths: Iterable[Path], skipped: Sequence[Skipped]) -> UsageError:
@@ -93,7 +100,7 @@ def _leftovers(folder: Folder) -> Iterator[Skipped]:
 
 def _explain(path: Path, header: object) -> Skipped:
     if isinstance(header, CheckpointError):
-        return Skipped(path, header.message.removeprefix(f"{path}: "))
+        return Skipped.because(path, header)
     infos = header.infos  # type: ignore[attr-defined] # Header, the other member of the union
     if looks_like_adapter(infos):
         return Skipped(path, "an adapter, but not in the layout of a known trainer")

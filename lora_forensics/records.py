@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from lora_forensics.errors import SeriesError
+from lora_forensics.errors import LoraForensicsError, SeriesError
 
 Severity = Literal["info", "warning", "error"]
 
@@ -36,6 +36,11 @@ class Skipped:
     reason: str
     expected: bool = False
     """Nothing is wrong with it, it is no checkpoint: an optimizer's state, a base model. `--strict` lets it pass."""
+
+    @classmethod
+    def because(cls, path: Path, error: LoraForensicsError) -> Skipped:
+        """With the error's message as the reason, less the path that it starts with."""
+        return cls(path, error.message.removeprefix(f"{path}: "))
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON-ready form."""
@@ -284,9 +289,16 @@ class Verdict:
         known = {f.name for f in fields(cls)}
         try:
             given = {key: nested.get(key, lambda value: value)(document[key]) for key in document if key in known}
-            return cls(**given)
-        except (TypeError, KeyError) as error:
-            raise SeriesError(f"not a verdict of this version: {error}", "run `lora-forensics scan` again") from error
+            verdict = cls(**given)
+            if isinstance(given["evidence"], dict) and all(isinstance(p.step, int) for p in verdict.points()):
+                return verdict
+        except (TypeError, KeyError, AttributeError):
+            pass
+        raise SeriesError("not a verdict of this version, or changed by hand", "run `lora-forensics scan` again")
+
+    def points(self) -> tuple[Keep | TurningPoint | Candidate, ...]:
+        """All checkpoints that the verdict names."""
+        return tuple(point for point in (self.keep, self.turning_point, *self.candidates) if point is not None)
 
 
 @dataclass(frozen=True, slots=True)

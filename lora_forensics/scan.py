@@ -5,11 +5,12 @@ OUT holds one folder a run, so that a later scan knows what was measured and `re
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import polars as pl
 
@@ -18,8 +19,10 @@ from lora_forensics.discovery import discover_runs, nothing_found
 from lora_forensics.errors import SeriesError, UsageError
 from lora_forensics.measure import LAYER_COLUMNS, Measured, MeasureOptions, measure_run
 from lora_forensics.plots import save_plots
-from lora_forensics.records import Run, RunNotes, Skipped, Summary, Verdict
-from lora_forensics.reports import REPORTS
+from lora_forensics.records import SCHEMA, Run, RunNotes, Severity, Skipped, Summary, Verdict
+from lora_forensics.reports import REPORTS, to_json
+from lora_forensics.reports.text import count
+from lora_forensics.rules import RULES
 from lora_forensics.series import (
     CHECKPOINT_COLUMNS,
     RUN_COLUMNS,
@@ -61,29 +64,45 @@ class Scan:
     """Checkpoints that were measured now."""
     known: int
     """Checkpoints that had been measured before."""
-    failed: tuple[Verdict, ...]
-    """Runs that could not be measured."""
+    failed: tuple[tuple[str, str], ...]
+    """Runs that could not be measured or assessed, and why."""
 
     def outcome(self, fail_on: Iterable[str] = (), strict: bool = False) -> tuple[int, str]:
         """The contract's exit code and why it is not 0.
 
         0; 1 (a finding that `fail_on` names); 2 (nothing measured, or a damaged file and `strict`); 3 (some not).
         """
-        wanted = set(fail_on)
+        wanted = check_rules(fail_on)
         verdicts = self.summary.runs
         damaged = [s for s in (*self.summary.skipped, *(s for v in verdicts for s in v.skipped)) if not s.expected]
-        unmeasured = "; ".join(f"{verdict.run}: {verdict.message}" for verdict in self.failed[:3])
-        unmeasured = f"{len(self.failed)} of {len(verdicts)} runs could not be measured: {unmeasured}"
-        if len(self.failed) == len(verdicts):
+        runs = len(verdicts) + sum(failure not in {v.run for v in verdicts} for failure, _ in self.failed)
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in self.failed[:3])
+        unmeasured = f"{len(self.failed)} of {count(runs, 'run')} could not be measured: {reasons}"
+        if len(self.failed) == runs:
             return 2, unmeasured
         if strict and damaged:
-            return 2, f"{len(damaged)} damaged files were skipped, the first is {damaged[0].path}: {damaged[0].reason}"
+            return 2, f"{count(len(damaged), 'damaged file')} skipped, first {damaged[0].path}: {damaged[0].reason}"
         if self.failed:
             return 3, unmeasured
         named = ((v, f) for v in verdicts for f in v.findings if f.rule in wanted or f.severity in wanted)
         for verdict, finding in named:
             return 1, f"{verdict.run}: {finding.rule} ({finding.severity}): {finding.message}"
         return 0, ""
+
+
+def check_rules(names: Iterable[str]) -> set[str]:
+    """Rules and severities that `--fail-on` names.
+
+    Raises:
+        UsageError: there is no such rule; a pipeline that waits for it would never fail.
+    """
+    wanted = set(names)
+    unknown = wanted - set(RULES) - set(get_args(Severity))
+    if unknown:
+        near = difflib.get_close_matches(min(unknown), [*RULES, *get_args(Severity)], 1)
+        hint = f"did you mean {near[0]}?" if near else f"choose info, warning, error, or from {', '.join(RULES)}"
+        raise UsageError(f"no rule or severity is called {min(unknown)!r}", hint)
+    return wanted
 
 
 def scan(paths: Sequence[Path], options: ScanOptions) -> Scan:
@@ -98,14 +117,24 @@ def scan(paths: Sequence[Path], options: ScanOptions) -> Scan:
     if not runs:
         raise nothing_found(paths, skipped)
     _check_writable(options.out)
-    verdicts, failed, new, known = [], [], 0, 0
+    verdicts: list[Verdict] = []
+    failed: list[tuple[str, str]] = []
+    new = known = 0
     for run, root in runs:
-        measured, assessment = _scan_run(run, root, options)
-        verdicts.append(assessment.verdict)
+        try:
+            measured, assessment = _scan_run(run, root, options)
+        except UsageError as error:
+            if len(runs) == 1:
+                raise
+            skipped.append(Skipped.because(run.path, error))  # an option that fits other runs need not fit this one
+            failed.append((run.name, error.message))
+            continue
+        verdict = assessment.verdict
+        verdicts.append(verdict)
         new += measured.new
         known += len(measured.checkpoints) - measured.new
-        if assessment.verdict.status == "no_base_model" or measured.layers.is_empty():
-            failed.append(assessment.verdict)
+        if verdict.status == "no_base_model" or measured.layers.is_empty():
+            failed.append((run.name, verdict.message))
     summary = Summary(tuple(verdicts), tuple(skipped), versions(), options.out)
     write_reports(summary, options.reports)
     return Scan(summary, new, known, tuple(failed))
@@ -146,11 +175,14 @@ def load_summary(out: Path) -> Summary:
     """
     try:
         document = json.loads((out / "summary.json").read_text("utf-8"))
+        if document["schema"] > SCHEMA:
+            message = f"{out} has schema {document['schema']}, newer than {SCHEMA}"
+            raise SeriesError(message, "upgrade lora-forensics")
         skipped = tuple(map(Skipped.from_dict, document["skipped"]))
         verdicts = tuple(Verdict.from_dict(entry) for entry in document["runs"])
         return Summary(verdicts, skipped, document["versions"], out)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
+        reason = error.strerror if isinstance(error, OSError) else f"damaged ({error})"
         hint = "give the folder that a scan wrote with --out"
         raise SeriesError(f"{out} holds no readable summary.json of a scan: {reason}", hint) from error
 
@@ -258,7 +290,7 @@ def _scan_run(run: Run, root: Path, options: ScanOptions) -> tuple[Measured, Ass
 
 def _changed(folder: Path, verdict: Verdict) -> bool:
     try:
-        return json.loads((folder / "verdict.json").read_text("utf-8")) != json.loads(_json(verdict.to_dict()))  # type: ignore[no-any-return]
+        return json.loads((folder / "verdict.json").read_text("utf-8")) != json.loads(to_json(verdict.to_dict()))  # type: ignore[no-any-return]
     except (OSError, ValueError):
         return True
 
@@ -278,19 +310,15 @@ def _save_assessment(folder: Path, measured: Measured, assessment: Assessment) -
         if f"mean_{column.name}" in assessment.series.columns
     ]
     write_table(assessment.series, folder / "series.parquet", (*SERIES_COLUMNS, *means))
-    write_text(folder / "verdict.json", _json(assessment.verdict.to_dict()))
+    write_text(folder / "verdict.json", to_json(assessment.verdict.to_dict()))
     save_plots(folder / "plots", assessment.series, measured.layers, measured.checkpoints, assessment.verdict)
 
 
-def _json(document: dict[str, Any]) -> str:
-    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-
-
 def _run_row(verdict: Verdict) -> dict[str, Any]:
-    keep, turning = verdict.keep, verdict.turning_point
+    keep, turning, base = verdict.keep, verdict.turning_point, verdict.base_model.path
     return {
         "run": verdict.run,
-        "path": verdict.path,
+        "path": verdict.path and verdict.path.encode("utf-8", "backslashreplace").decode(),
         "trainer": verdict.trainer,
         "adapter": verdict.adapter,
         "status": verdict.status,
@@ -303,7 +331,7 @@ def _run_row(verdict: Verdict) -> dict[str, Any]:
         "window": verdict.window,
         "detector": verdict.detector,
         "similarity": verdict.similarity,
-        "base_model": verdict.base_model.path,
+        "base_model": base and base.encode("utf-8", "backslashreplace").decode(),
     }
 
 

@@ -121,7 +121,7 @@ def _load(unit: Unit, index: int, result: UnitResult) -> _Loaded | None:
                 name, role = owners[key]
                 tensors[name][role] = file.read(key)
     except CheckpointError as error:
-        result.skipped.append(Skipped(checkpoint.path, error.message))
+        result.skipped.append(Skipped.because(checkpoint.path, error))
         return None
     sizes: dict[str, int] = {}
     for info in file.infos.values():

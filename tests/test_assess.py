@@ -301,6 +301,15 @@ def test_too_few_says_how_many_are_there_and_how_many_are_needed(count: int) -> 
         assert "set save_steps lower" in verdict.message
 
 
+def test_checkpoints_without_a_common_module_are_not_asked_for_more() -> None:
+    """Where no module has a cosine throughout, more checkpoints would not help, and the message says what is so."""
+    cosines = [[math.nan if place == gap else 0.1 for place in range(12)] for gap in range(3)]
+    for layers in (layers_of(dict(zip("abc", cosines, strict=True))), layers_of({})):
+        verdict = lf.assess_run(layers, checkpoints_of(12))
+        assert verdict.status == "too_few_checkpoints"
+        assert "no module has a cosine throughout" in verdict.message
+
+
 def test_too_few_for_the_window_asked_for_says_what_that_window_needs() -> None:
     """Twenty checkpoints and a window of ten: 33 are needed."""
     verdict = lf.assess_run(layers_of({"a": wavy(20)}), window=10)

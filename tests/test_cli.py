@@ -14,8 +14,10 @@ from typing import Any
 
 import click
 import pytest
+import torch
 from cli_runs import base_model, checkpoint, peft_run, project
 from click.testing import CliRunner, Result
+from safetensors.torch import save_file
 
 import lora_forensics
 from lora_forensics.cli import main, parse_size
@@ -98,7 +100,7 @@ def test_a_second_scan_measures_nothing_and_changes_nothing(scanned: tuple[Path,
     before = {name: (out / name).read_bytes() for name in tree(out) if name.endswith((".parquet", ".json", ".md"))}
     result = call("scan", runs, "--out", out)
     assert result.exit_code == 0
-    assert "nothing new: all 24 checkpoints were known" in result.stdout
+    assert "nothing new: all 24 checkpoints known before" in result.stdout
     assert result.stdout.splitlines()[:-1] == first.stdout.splitlines()[:-1]
     assert {name: (out / name).read_bytes() for name in before} == before
 
@@ -108,7 +110,7 @@ def test_only_new_checkpoints_are_measured(runs: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     call("scan", runs, "--out", out, "-q")
     checkpoint(runs / "run" / "checkpoint-130", 130, "../base.safetensors")
-    assert "measured 1 new checkpoints; 12 were known" in call("scan", runs, "--out", out).stdout
+    assert "measured 1 new checkpoints; 12 known before" in call("scan", runs, "--out", out).stdout
     assert "measured 13 checkpoints" in call("scan", runs, "--out", out, "--rescan").stdout
 
 
@@ -165,7 +167,7 @@ def test_nothing_measured_exits_with_2(tmp_path: Path) -> None:
     """No base model for any run."""
     peft_run(tmp_path / "runs" / "bad", base="../missing.safetensors")
     result = call("scan", tmp_path / "runs", "--out", tmp_path / "out")
-    said(result, 2, "1 of 1 runs could not be measured", "--base PATH")
+    said(result, 2, "1 of 1 run could not be measured", "--base PATH")
 
 
 def test_a_base_that_does_not_fit_exits_with_2(runs: Path, tmp_path: Path) -> None:
@@ -462,6 +464,41 @@ def test_names_from_disk_do_not_reach_the_terminal_raw(tmp_path: Path) -> None:
     folder = project(tmp_path / "runs", ["bad\x1b[31m\nname"], count=2)
     for arguments in (("runs", folder), ("runs", folder / "nope\x1b[31m"), ("scan", folder, "--out", tmp_path / "o")):
         assert "\x1b" not in call(*arguments).output
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_names_that_are_no_utf8(tmp_path: Path) -> None:
+    """Where no library opens such a path, that is said, and all that is written is UTF-8 all the same."""
+    odd = tmp_path / "runs" / os.fsdecode(b"na\xffme")
+    project(tmp_path / "runs", [odd.name], count=2)
+    result = call("scan", tmp_path / "runs", "--out", tmp_path / "out")
+    said(result, 2, "1 of 1 run could not be measured: na_me")
+    assert "not valid UTF-8" in " ".join(result.stdout.split())
+    (verdict,) = json.loads((tmp_path / "out" / "summary.json").read_bytes())["runs"]
+    assert verdict["run"] == "na_me"
+    assert Path(verdict["path"]) == odd
+    for path in (tmp_path / "out").rglob("*.json"):
+        path.read_text("utf-8")
+    assert call("report", tmp_path / "out").exit_code == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_checkpoints_whose_names_are_no_utf8(tmp_path: Path) -> None:
+    """A run whose files no table could name is left out, with what to do about it."""
+    (tmp_path / "runs").mkdir()
+    for epoch in (1, 2):
+        path = tmp_path / f"{epoch}.safetensors"
+        save_file({"lora_unet_a.lora_down.weight": torch.full((2, 4), epoch)}, path)
+        path.rename(tmp_path / "runs" / os.fsdecode(b"na\xffme-00000%d.safetensors" % epoch))
+    for command in (("scan", tmp_path / "runs", "--out", tmp_path / "out"), ("runs", tmp_path / "runs")):
+        said(call(*command), 2, "no run found", "not UTF-8", "rename them")
+
+
+def test_a_later_version_s_output_is_refused(scanned: tuple[Path, Path, Result], tmp_path: Path) -> None:
+    """A summary of a newer schema is not rendered with the wrong meaning."""
+    document = json.loads((scanned[1] / "summary.json").read_text("utf-8"))
+    (tmp_path / "summary.json").write_text(json.dumps({**document, "schema": 99}))
+    said(call("report", tmp_path), 2, "schema 99, newer than 1", "upgrade")
 
 
 def test_report_renders_again_without_runs(scanned: tuple[Path, Path, Result], tmp_path: Path) -> None:

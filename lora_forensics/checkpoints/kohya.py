@@ -113,7 +113,7 @@ def _read(folder: Folder) -> tuple[list[_File], list[tuple[str, Skipped]]]:
         if isinstance(header, CheckpointError):
             if kind == "last" and not _stem_is_used(folder, path.stem):
                 continue
-            damaged.append((stem, Skipped(path, header.message)))
+            damaged.append((stem, Skipped.because(path, header)))
         elif any(key.startswith(_PREFIXES) for key in header.infos):
             known = _int(header.metadata, "ss_steps")
             step = number if kind == "step" else None

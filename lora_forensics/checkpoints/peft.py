@@ -97,7 +97,7 @@ def _open(folder: Path, name: str, step: int | None) -> Checkpoint | Skipped | N
             path, f"{name}/{path.name}" if name else path.name, step, config if config.is_file() else None
         )
     except CheckpointError as error:
-        return Skipped(path, error.message)
+        return Skipped.because(path, error)
 
 
 def _newest_state(folders: list[Path]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ A report sees a `Summary` and nothing else; text in it that came from files is d
 from __future__ import annotations
 
 from lora_forensics.reports.interface import Report
-from lora_forensics.reports.json import JsonReport
+from lora_forensics.reports.json import JsonReport, to_json
 from lora_forensics.reports.markdown import MarkdownReport
 from lora_forensics.reports.terminal import TerminalReport
 
@@ -17,4 +17,4 @@ REPORTS: dict[str, type[Report]] = {
 }
 """Every report by its name in `--report`; first line = what a person sees."""
 
-__all__ = ["REPORTS", "JsonReport", "MarkdownReport", "Report", "TerminalReport"]
+__all__ = ["REPORTS", "JsonReport", "MarkdownReport", "Report", "TerminalReport", "to_json"]

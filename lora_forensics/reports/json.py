@@ -19,9 +19,14 @@ class JsonReport:
 
     def render(self, summary: Summary) -> str:
         """The document, indented, in UTF-8 text."""
-        text = json.dumps(_finite(summary.to_dict()), ensure_ascii=False, indent=2, allow_nan=False)
-        # A file name that is no UTF-8 reaches us with lone surrogates, which no encoder accepts but JSON can escape.
-        return _SURROGATES.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
+        return to_json(summary.to_dict())
+
+
+def to_json(document: dict[str, Any]) -> str:
+    """A document as every parser reads it: null for NaN and infinities, UTF-8 throughout."""
+    text = json.dumps(_finite(document), ensure_ascii=False, indent=2, allow_nan=False)
+    # A file name that is no UTF-8 reaches us with lone surrogates, which no encoder accepts but JSON can escape.
+    return _SURROGATES.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
 
 
 def _finite(value: Any) -> Any:

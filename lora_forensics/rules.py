@@ -1,0 +1,23 @@
+"""Rules: the stable ids of findings. A finding with another id does not exist; `--fail-on` takes these."""
+
+from __future__ import annotations
+
+RULES: dict[str, str] = {
+    "nonfinite": "NaN or Inf in saved weights",
+    "zero-change": "an adapter that changes nothing",
+    "checkpoint-undefined": "a checkpoint at which most modules have no cosine, left out of the series",
+    "duplicate": "files with the same tensors, counted once",
+    "same-step": "two different files of one step, of which one is left out",
+    "step-unknown": "a file whose training step cannot be known, left out",
+    "epochs-only": "no metadata: steps are unknown and epochs are counted instead",
+    "module-unresolved": "modules without a weight in the base model",
+    "module-unread": "modules of an adapter kind that is not read",
+    "scale-unknown": "no file tells the scale; norms assume 1",
+    "svd-initialised": "an initialisation that changes the base weight, such as PiSSA",
+    "base-hash-differs": "the base model is not the one that the run recorded",
+    "learning-rate-unknown": "CS-Fluctuation is not divided by the learning rate",
+    "uneven-cadence": "checkpoints at uneven intervals",
+    "weak-evidence": "the answer rests on a second valley alone",
+    "last-is-past": "training went on past the checkpoint to keep",
+}
+"""Id to what it is about."""

@@ -293,11 +293,8 @@ def _what_was_measured(new: int, known: int) -> str:
 
     if not known:
         return f"measured {count(new, 'checkpoint')}"
-    return (
-        f"measured {count(new, 'new checkpoint')}; {known} known before"
-        if new
-        else f"nothing new: {known} known before"
-    )
+    what = f"measured {count(new, 'new checkpoint')}; " if new else "nothing new: "
+    return f"{what}{known} known before"
 
 
 def _width() -> int:

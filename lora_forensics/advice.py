@@ -17,37 +17,43 @@ NO_SERIES = "no module has a cosine throughout the checkpoints: there is no seri
 """Where checkpoints are many but none of their modules can be followed."""
 
 
-def health(layers: pl.DataFrame, similarity: Similarity) -> list[Finding]:
+def health(layers: pl.DataFrame, similarity: Similarity, unit: str = "step") -> list[Finding]:
     """NaN, Inf and adapters that do nothing."""
     found = []
     broken = layers.filter(pl.col("nonfinite") > 0)
     if not broken.is_empty():
         steps = broken["step"].unique().sort().to_list()
         modules = broken["module"].n_unique()
-        message = f"NaN or Inf in {modules} modules at {_steps(steps)}"
+        message = f"NaN or Inf in {modules} modules at {_steps(steps, unit)}"
         found.append(
             Finding("nonfinite", "error", message, "lower the learning rate or save in float32; use none of these")
         )
+    if "base_norm" in layers.columns and not layers.filter(~pl.col("base_norm").is_finite()).is_empty():
+        names = layers.filter(~pl.col("base_norm").is_finite())["module"].unique(maintain_order=True).to_list()
+        message = (
+            f"NaN or Inf in the base model below {len(names)} of the modules, {names[0]} first"
+        )
+        found.append(Finding("base-nonfinite", "error", message, "copy or download the base model again"))
     zero = layers.group_by("step").agg((pl.col("delta_norm") == 0).all().alias("zero")).filter(pl.col("zero"))
     if not zero.is_empty():
         steps = zero["step"].sort().to_list()
-        message = f"the adapter changes nothing at {_steps(steps)}: every change of a weight is zero"
+        message = f"the adapter changes nothing at {_steps(steps, unit)}: every change of a weight is zero"
         hint = "an adapter at step 0 is like that; later it was not trained, or was saved wrongly"
         found.append(Finding("zero-change", "info" if steps == [layers["step"].min()] else "error", message, hint))
     if similarity.dropped:
-        message = f"most modules have no cosine at {_steps(list(similarity.dropped))}: left out of the series"
+        message = f"most modules have no cosine at {_steps(list(similarity.dropped), unit)}: left out of the series"
         found.append(Finding("checkpoint-undefined", "info", message))
     return found
 
 
-def advice(places: pl.DataFrame, turning: TurningPoint | None, keep: Keep | None, steps: list[int]) -> list[Finding]:
+def advice(
+    places: pl.DataFrame, turning: TurningPoint | None, keep: Keep | None, steps: list[int], unit: str = "step"
+) -> list[Finding]:
     """What a person should know before acting on the verdict."""
     found = []
     gaps = np.diff(steps)
     if turning is not None and gaps.max() > 1.1 * gaps.min():
-        message = (
-            f"checkpoints are unevenly spaced ({gaps.min()} to {gaps.max()} steps apart); the window counts checkpoints"
-        )
+        message = f"checkpoints are unevenly spaced ({gaps.min()} to {gaps.max()} {unit}s apart); the window counts checkpoints"
         found.append(Finding("uneven-cadence", "warning", message, "save at one interval"))
     if turning is not None and keep is not None and keep.rests_on == "turning_point":
         message = "a second valley is weak evidence: a random walk has one too, at a place set by the window"
@@ -66,7 +72,7 @@ def advice(places: pl.DataFrame, turning: TurningPoint | None, keep: Keep | None
             Finding(
                 "last-is-past",
                 "warning",
-                f"the last checkpoint (step {last}) is past {what} (step {past})",
+                f"the last checkpoint ({unit} {last}) is past {what} ({unit} {past})",
             )
         )
     return found
@@ -89,8 +95,8 @@ def message_of(status: Status, count: int, window: Window, notes: RunNotes, opti
     }[status]
 
 
-def _steps(steps: list[int]) -> str:
+def _steps(steps: list[int], unit: str) -> str:
     """Steps in words: all of a few, the ends of many."""
     if len(steps) > 4:
-        return f"{len(steps)} checkpoints (steps {steps[0]} to {steps[-1]})"
-    return f"step{'s' if len(steps) > 1 else ''} {', '.join(map(str, steps))}"
+        return f"{len(steps)} checkpoints ({unit}s {steps[0]} to {steps[-1]})"
+    return f"{unit}{'s' if len(steps) > 1 else ''} {', '.join(map(str, steps))}"

@@ -20,6 +20,7 @@ from lora_forensics.similarity import (
     first_known,
     fluctuation_of,
     places_of,
+    scope_of,
     similarity_of,
 )
 from lora_forensics.turning_point import DETECTORS
@@ -82,7 +83,8 @@ def assess(
     window = choose_window(options.window, len(steps), cadence, first_known(places, "steps_per_epoch"))
     series, findings = fluctuation_of(similarity.frame, window, options)
     turning = _turning_point(series, window, options)
-    status = _status(layers, series, window, turning)
+    scope, _ = scope_of(layers, options)
+    status = _status(scope, series, window, turning)
     turning = turning if status == "turning_point" else None
     keep, evidence = _keep(places, turning, _broken(layers, places))
     evidence["valleys"] = series.filter(pl.col("valley").is_not_null())["step"].to_list()
@@ -90,9 +92,9 @@ def assess(
     evidence["alignment"] = "value j is computed from checkpoints j .. j+3M-2 and belongs to checkpoint j"
     findings = [
         *notes.findings,
-        *health(layers, similarity),
+        *health(layers, similarity, notes.step_unit),
         *findings,
-        *advice(places, turning, keep, steps),
+        *advice(places, turning, keep, steps, notes.step_unit),
     ]
     silent = status == "too_few_checkpoints" and not steps and not places.is_empty()
     name = str(first_known(layers, "run") or first_known(places, "run") or "run")
@@ -145,13 +147,13 @@ def _turning_point(series: pl.DataFrame, window: Window, options: AssessOptions)
     return TurningPoint(found, row["step"], row["epoch"], row["checkpoint"], end)
 
 
-def _status(layers: pl.DataFrame, series: pl.DataFrame, window: Window, turning: TurningPoint | None) -> Status:
-    """The first that holds, in the order of the contract."""
+def _status(scope: pl.DataFrame, series: pl.DataFrame, window: Window, turning: TurningPoint | None) -> Status:
+    """The first that holds for the modules that enter CS, in the order of the contract."""
     norm = pl.col("delta_norm")
     dead = (pl.col("nonfinite") > 0) | (norm == 0) | ~norm.is_finite() | (norm.is_null() & pl.col("cosine").is_nan())
-    if not layers.is_empty() and layers.select(dead.fill_null(value=False).all()).item():
+    if not scope.is_empty() and scope.select(dead.fill_null(value=False).all()).item():
         return "unhealthy"
-    if not layers.is_empty() and layers["cosine"].null_count() == len(layers):
+    if not scope.is_empty() and scope["cosine"].null_count() == len(scope):
         return "no_base_model"
     if window.size is None or len(series) < 3 * window.size + 3:
         return "too_few_checkpoints"

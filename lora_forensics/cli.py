@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import tempfile
 import traceback
@@ -30,6 +31,9 @@ class Commands(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run a command; every way out of it has its code."""
         kwargs["standalone_mode"] = False
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # a console that cannot spell a name shows its code instead
+                stream.reconfigure(errors="backslashreplace")
         try:
             result = super().main(*args, **kwargs)
             sys.exit(result if isinstance(result, int) else 0)

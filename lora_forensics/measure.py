@@ -13,25 +13,16 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-import polars as pl
-
 from lora_forensics.base_model import BaseModel, check_hash, find_base
 from lora_forensics.engines import ENGINES
 from lora_forensics.errors import BaseModelError, UsageError
-from lora_forensics.metrics import METRICS
-from lora_forensics.records import SCHEMA, BaseModelSummary, Finding, Run, RunNotes, Skipped, Unresolved
-from lora_forensics.series import CHECKPOINT_COLUMNS, MODULE_COLUMNS, schema
-
-LAYER_COLUMNS = (*MODULE_COLUMNS, *(metric.column for metric in METRICS))
-"""Columns of layers.parquet."""
+from lora_forensics.records import SCHEMA, BaseModelSummary, Finding, Run, RunNotes
+from lora_forensics.tables import LAYER_COLUMNS, Measured, Tables
 
 DEFAULT_MEMORY = 1 << 30
 """Bytes of checkpoints that are held at once."""
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
-_SVD_INITIALISED = {"pissa", "olora", "corda", "loftq", "eva", "mica"}
-_LISTED = 5
-"""Names that a message lists before it says how many more there are."""
 
 
 class Progress:
@@ -42,17 +33,6 @@ class Progress:
 
     def advance(self, checkpoints: float) -> None:
         """So many more are done."""
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """The two tables of a run, and what they do not hold."""
-
-    layers: pl.DataFrame
-    checkpoints: pl.DataFrame
-    notes: RunNotes
-    new: int = 0
-    """Checkpoints that were measured now; the others were known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,22 +89,47 @@ def measure_run(
         raise UsageError(f"{run} is no run", "discover_runs also yields Skipped: measure only what is a Run")
     options = replace(options or MeasureOptions(), device=device)
     frozen, problem = _find_base(run, base, known, options)
-    measured_with = _key(frozen)
+    found = tuple(str(path.resolve()) for path in frozen.paths) if frozen else ()
+    # a base that was there and is gone for now (another disk, another folder) must not cost what was measured with it
+    away = known if frozen is None and known is not None and known.notes.base.matched else None
+    measured_with = away.notes.measured_with if away else _key(frozen)
     reusable = known if known and known.notes.measured_with == measured_with else None
     fresh = unmeasured(run, reusable)
+    waiting = {run.checkpoints[index].name for index in fresh} if away else set()
+    tables = Tables(run, reusable, {run.checkpoints[index].name for index in fresh})
+    if fresh and not away:
+        _measure(run, fresh, frozen, options, tables)
     notes = RunNotes(
         path=run.path.resolve().as_posix(),
         trainer=run.trainer,
         step_unit=run.step_unit,
         save_more_often=run.save_more_often,
-        base=BaseModelSummary(frozen.path if frozen else None, 0, 0),
-        base_problem=problem,
+        base=BaseModelSummary(away.notes.base.path if away else frozen.path if frozen else None, 0, 0),
+        base_files=away.notes.base_files if away else found,
+        base_problem="" if away else problem,
         measured_with=measured_with,
     )
-    tables = _Tables(run, reusable, {run.checkpoints[index].name for index in fresh})
-    if fresh:
-        tables.measure(fresh, frozen, options)
-    return tables.result(notes, frozen, len(fresh))
+    extra = [check_hash(frozen, run.base)] if frozen else []
+    if waiting:
+        message = f"{len(waiting)} new checkpoints wait for the base model, which is not found any more"
+        extra.append(Finding("base-missing", "warning", message, problem))
+    return tables.result(notes, [finding for finding in extra if finding], waiting)
+
+
+def _measure(run: Run, indices: list[int], frozen: BaseModel | None, options: MeasureOptions, tables: Tables) -> None:
+    """Measure these checkpoints, in units that fit the memory."""
+    from lora_forensics.units import Unit, measure_unit
+
+    device = resolve_device(options.device)
+    paths, fingerprint = (tuple(frozen.paths), frozen.fingerprint) if frozen else ((), "")
+    units = [
+        Unit(run.name, run.checkpoints[start:stop], lead, paths, fingerprint, device)
+        for start, stop, lead in _spans(indices, [c.size for c in run.checkpoints], options.memory)
+    ]
+    options.progress.begin(run.name, len(indices))
+    work = partial(measure_unit, advance=options.progress.advance)
+    for result in ENGINES[options.engine]().map(work, units):
+        tables.add(result.rows, result.dtypes, result.skipped, result.notices)
 
 
 def unmeasured(run: Run, known: Measured | None) -> list[int]:
@@ -162,161 +167,6 @@ def resolve_device(name: str) -> str:
     return name
 
 
-class _Tables:
-    """The tables of one run while they are put together from stored and new rows."""
-
-    def __init__(self, run: Run, known: Measured | None, fresh: set[str]) -> None:
-        self._run = run
-        current = [checkpoint.name for checkpoint in run.checkpoints if checkpoint.name not in fresh]
-        self._frames: list[pl.DataFrame] = []
-        self._dtypes: dict[str, str] = {}
-        self._skipped: list[Skipped] = []
-        self._kept: tuple[Finding, ...] = ()
-        self._unresolved: dict[str, Unresolved] = {}
-        self._unread: dict[str, Unresolved] = {}
-        self._scale_unknown: set[str] = set()
-        self._initialisations: set[str] = set()
-        self._problem = ""
-        self._unread_before = 0
-        if known is not None and current:
-            self._frames.append(known.layers.filter(pl.col("checkpoint").is_in(current)))
-            self._dtypes.update(zip(known.checkpoints["checkpoint"], known.checkpoints["dtype"], strict=True))
-            self._kept = tuple(finding for finding in known.notes.findings if finding.rule in _MEASURING_RULES)
-            self._skipped = [
-                replace(skipped, path=checkpoint.path)  # a later scan may name the folder in another way
-                for checkpoint in run.checkpoints
-                for skipped in known.notes.skipped
-                if checkpoint.name in current and skipped.path.as_posix().endswith(checkpoint.name)
-            ]
-            self._problem = known.notes.base_problem
-            self._unread_before = known.notes.base.total - known.layers["module"].n_unique()
-
-    def measure(self, indices: list[int], frozen: BaseModel | None, options: MeasureOptions) -> None:
-        """Measure these checkpoints, in units that fit the memory."""
-        from lora_forensics.units import Unit, measure_unit
-
-        device = resolve_device(options.device)
-        paths = tuple(frozen.paths) if frozen else ()
-        units = [
-            Unit(self._run.name, self._run.checkpoints[start:stop], lead, paths, device)
-            for start, stop, lead in _spans(indices, [c.size for c in self._run.checkpoints], options.memory)
-        ]
-        options.progress.begin(self._run.name, len(indices))
-        work = partial(measure_unit, advance=options.progress.advance)
-        for result in ENGINES[options.engine]().map(work, units):
-            self._frames.append(pl.DataFrame(result.rows, schema=schema(LAYER_COLUMNS)))
-            self._dtypes.update(result.dtypes)
-            self._skipped.extend(skipped for skipped in result.skipped if skipped not in self._skipped)
-            self._unresolved.update(result.unresolved)
-            self._unread.update(result.unread)
-            self._scale_unknown |= result.scale_unknown
-            self._initialisations |= result.initialisations
-
-    def result(self, notes: RunNotes, frozen: BaseModel | None, new: int) -> Measured:
-        """Both tables, in order, and the findings of all that was measured."""
-        empty = pl.DataFrame(schema=schema(LAYER_COLUMNS))
-        layers = pl.concat([empty, *self._frames])
-        order = {name: place for place, name in enumerate(layers["module"].unique(maintain_order=True))}
-        epochs = {checkpoint.name: checkpoint.epoch for checkpoint in self._run.checkpoints}
-        layers = layers.with_columns(
-            pl.lit(self._run.name).alias("run"),
-            pl.col("checkpoint").replace_strict(epochs, return_dtype=pl.Float64).alias("epoch"),  # may be known by now
-        )
-        layers = layers.sort("step", pl.col("module").replace_strict(order, return_dtype=pl.Int64), maintain_order=True)
-        modules = layers.select("module", "tensor").unique("module")
-        unread = len(self._unread) if new else self._unread_before
-        base = BaseModelSummary(notes.base.path, modules["tensor"].count(), len(modules) + unread)
-        if frozen and not base.matched and base.total:
-            reason = next((entry.reason for entry in self._unresolved.values()), "")
-            misfit = f"{frozen.path} does not fit this adapter: none of its {base.total} modules is in it ({reason})"
-            notes = replace(notes, base_problem=misfit if reason else self._problem)
-        return Measured(
-            layers,
-            checkpoint_table(self._run, self._dtypes),
-            replace(
-                notes,
-                base=base,
-                findings=(*self._run.findings, *self._findings(frozen)),
-                skipped=(*self._run.skipped, *self._skipped),
-            ),
-            new,
-        )
-
-    def _findings(self, frozen: BaseModel | None) -> tuple[Finding, ...]:
-        found = [check_hash(frozen, self._run.base)] if frozen else []
-        if frozen and self._unresolved:
-            names, reasons = _some(self._unresolved), {entry.reason for entry in self._unresolved.values()}
-            found.append(
-                Finding(
-                    "module-unresolved",
-                    "warning",
-                    f"{len(self._unresolved)} modules have no weight in the base model and no cosine: {names}",
-                    next(iter(reasons)),
-                )
-            )
-        if self._unread:
-            reason = next(iter(self._unread.values())).reason
-            found.append(
-                Finding(
-                    "module-unread",
-                    "warning",
-                    f"{len(self._unread)} modules of a kind that is not read are left out: {_some(self._unread)}",
-                    reason,
-                )
-            )
-        if self._scale_unknown:
-            found.append(
-                Finding(
-                    "scale-unknown",
-                    "warning",
-                    f"no file tells the scale (alpha) of {len(self._scale_unknown)} modules: their norms assume 1",
-                    "cosines do not depend on it; keep adapter_config.json beside the weights",
-                )
-            )
-        svd = sorted(self._initialisations & _SVD_INITIALISED) or [
-            name for name in self._initialisations if name.startswith("pissa_niter")
-        ]
-        if svd:
-            found.append(
-                Finding(
-                    "svd-initialised",
-                    "warning",
-                    f"the adapter starts from {', '.join(svd)}: B @ A is not the change of the stock base weight",
-                    "read the cosines with care: the turning point of the method is not defined for it",
-                )
-            )
-        fresh = [finding for finding in found if finding is not None]
-        return (*fresh, *(finding for finding in self._kept if finding.rule not in {f.rule for f in fresh}))
-
-
-_MEASURING_RULES = {"base-hash-differs", "module-unresolved", "module-unread", "scale-unknown", "svd-initialised"}
-
-
-def checkpoint_table(run: Run, dtypes: dict[str, str]) -> pl.DataFrame:
-    """checkpoints.parquet: what the trainer left."""
-    rows = [
-        {
-            "run": run.name,
-            "step": checkpoint.step,
-            "epoch": checkpoint.epoch,
-            "checkpoint": checkpoint.name,
-            "learning_rate": checkpoint.learning_rate,
-            "dose": checkpoint.dose,
-            "train_loss": checkpoint.train_loss,
-            "held_out_loss": checkpoint.held_out_loss,
-            "train_samples": run.train_samples,
-            "batch_size": run.batch_size,
-            "steps_per_epoch": run.steps_per_epoch,
-            "dtype": dtypes.get(checkpoint.name),
-            "bytes": checkpoint.size,
-            "fingerprint": checkpoint.fingerprint,
-            "modified": checkpoint.modified,
-        }
-        for checkpoint in run.checkpoints
-    ]
-    return pl.DataFrame(rows, schema=schema(CHECKPOINT_COLUMNS))
-
-
 def _find_base(
     run: Run, base: str | Path | Sequence[str | Path] | None, known: Measured | None, options: MeasureOptions
 ) -> tuple[BaseModel | None, str]:
@@ -327,7 +177,7 @@ def _find_base(
     except BaseModelError as error:
         if given:
             raise
-        before = [Path(path) for path in known.notes.base.path.split(" + ")] if known and known.notes.base.path else []
+        before = [Path(path) for path in known.notes.base_files] if known else []
         if before and all(path.exists() for path in before):
             return find_base(run.base, run.path, options.search_root, before), ""
         return None, f"{error.message}. {error.hint}" if error.hint else error.message
@@ -356,9 +206,3 @@ def _spans(indices: list[int], sizes: list[int], memory: int) -> Iterable[tuple[
 def _with_lead(stretch: list[int]) -> tuple[int, int, bool]:
     first = stretch[0]
     return max(first - 1, 0), stretch[-1] + 1, first > 0
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = list(names)
-    more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
-    return ", ".join(listed[:_LISTED]) + more

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -49,9 +50,9 @@ class Moments:
     up_norm: Tensor
     """(c,) Frobenius norm of B."""
     singular: Tensor
-    """(c, rank) singular values of D, descending; (c, 1) NaN where the change has no low-rank core."""
+    """(c, rank) singular values of D, descending; (c, 0) where the change has no low-rank core."""
     inner_previous: Tensor
-    """(c,) <D_t, D_previous>; NaN where there is no previous checkpoint."""
+    """(c,) <D_t, D_previous>; NaN where there is no previous checkpoint, or it cannot be compared."""
     previous_norm2: Tensor
     """(c,) |D_previous|^2; NaN where there is none."""
     nonfinite: Tensor
@@ -79,6 +80,7 @@ class LowRankChange:
         self._scale = scale
         self._lead = lead
         self._swapped = swapped
+        down, up = widened(down), widened(up)
         self._nonfinite = _count_nonfinite(down) + _count_nonfinite(up) + _count_nonfinite(scale[:, None])
         self._down = _mask(down, self._nonfinite)
         self._up = _mask(up, self._nonfinite)
@@ -86,14 +88,13 @@ class LowRankChange:
     @torch.no_grad()
     def moments(self, weight: Weight | None, device: torch.device) -> Moments:
         """Moments of all checkpoints but the leading predecessors."""
-        device = device if device.type != "mps" else torch.device("cpu") if weight is None else device
         wide = torch.device("cpu") if device.type == "mps" else device  # mps has no float64
-        down, up = self._down.to(device), self._up.to(device)
+        down, up = self._down.to(wide), self._up.to(wide)
         scale = torch.where(self._nonfinite > 0, torch.nan, self._scale).to(wide)
-        gram_down, cross_down = _grams(down.to(wide).mT)
-        gram_up, cross_up = _grams(up.to(wide))
+        gram_down, cross_down = _grams(down.mT)
+        gram_up, cross_up = _grams(up)
         lead = self._lead
-        w2, dot, d2 = self._row_moments(weight, down[lead:], up[lead:], gram_down[lead:], device, wide)
+        w2, dot, d2 = self._row_moments(weight, down[lead:], up[lead:], gram_down[lead:], device)
         inner, previous = self._movement(gram_up, gram_down, cross_up, cross_down, scale)
         scale = scale[lead:]
         norms = [_trace(gram)[lead:].sqrt().where(~scale.isnan(), torch.nan) for gram in (gram_down, gram_up)]
@@ -111,23 +112,22 @@ class LowRankChange:
         )
 
     def _row_moments(
-        self, weight: Weight | None, down: Tensor, up: Tensor, gram: Tensor, device: torch.device, wide: torch.device
+        self, weight: Weight | None, down: Tensor, up: Tensor, gram: Tensor, device: torch.device
     ) -> tuple[Tensor, Tensor, Tensor]:
         """w2 (rows,), dot and d2 (c, rows), unscaled, by blocks of rows."""
         count, rows, rank = up.shape
-        columns = down.shape[2]
-        narrow = weight is not None and (rows * columns > SMALL_WEIGHT or device.type == "mps")
-        factors = (down if narrow else down.double()).reshape(count * rank, columns)
+        columns, wide = down.shape[2], down.device
+        factors = _operand(down.reshape(count * rank, columns), rows * columns, device)
         d2 = torch.empty(count, rows, dtype=torch.float64, device=wide)
         w2 = torch.full((rows,), torch.nan, dtype=torch.float64, device=wide)
         dot = torch.full_like(d2, torch.nan)
         for start, stop in _blocks(rows, 8 * columns + 24 * count * rank):
-            block = up[:, start:stop].to(wide).double()
+            block = up[:, start:stop].double()
             d2[:, start:stop] = ((block @ gram) * block).sum(dim=-1)
             if weight is None:
                 continue
-            frozen = weight.read(start, stop).to(device)
-            w2[start:stop] = torch.linalg.vector_norm(frozen.to(wide), dim=1, dtype=torch.float64).square()
+            frozen = widened(weight.read(start, stop)).to(wide)
+            w2[start:stop] = torch.linalg.vector_norm(frozen, dim=1, dtype=torch.float64).square()
             product = _product(frozen, factors).to(wide).double().view(stop - start, count, rank)
             dot[:, start:stop] = torch.einsum("ncr,cnr->cn", product, block)
         return w2, dot, d2
@@ -156,13 +156,40 @@ def full_precision() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
+def widened(tensor: Tensor) -> Tensor:
+    """Numbers of one byte (fp8), which torch hardly computes with, as float32: nothing is lost."""
+    return tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
+
+
+def _operand(factors: Tensor, entries: int, device: torch.device) -> Tensor:
+    """The factors in the type and on the device of the product with a weight of so many entries."""
+    if device.type != "mps" and (entries <= SMALL_WEIGHT or factors.dtype == torch.float64):
+        return factors.double()
+    if factors.is_cuda and factors.element_size() == 2:
+        return factors
+    return factors.float().to(device)
+
+
 def _product(frozen: Tensor, factors: Tensor) -> Tensor:
-    """W @ factors^T; on CUDA by tensor cores with float32 sums where all is of one 16-bit type."""
-    if factors.dtype == torch.float64:
-        return frozen.double() @ factors.mT
-    if frozen.is_cuda and frozen.dtype == factors.dtype and frozen.dtype in (torch.float16, torch.bfloat16):
+    """W @ factors^T in the factors' type, sums in float32 or wider."""
+    if frozen.dtype == factors.dtype and factors.element_size() == 2 and _sums_in_float32(factors.device):
         return torch.mm(frozen, factors.mT, out_dtype=torch.float32)
-    return frozen.float() @ factors.float().mT
+    if factors.element_size() == 2:
+        factors = factors.float()
+    return frozen.to(factors.device, factors.dtype) @ factors.mT
+
+
+@lru_cache(maxsize=8)
+def _sums_in_float32(device: torch.device) -> bool:
+    """Whether 16-bit products with float32 sums (tensor cores) are to be had: newer torch, on CUDA."""
+    if device.type != "cuda":
+        return False
+    tiny = torch.ones(8, 8, dtype=torch.bfloat16, device=device)
+    try:
+        torch.mm(tiny, tiny, out_dtype=torch.float32)
+    except (TypeError, RuntimeError):
+        return False
+    return True
 
 
 def _grams(factor: Tensor) -> tuple[Tensor, Tensor]:
@@ -182,10 +209,23 @@ def _singular_values(gram_up: Tensor, gram_down: Tensor) -> Tensor:
 
     With B^T B = V diag(e) V^T they are the square roots of the eigenvalues of E A A^T E^T, E = diag(sqrt e) V^T.
     """
-    values, vectors = torch.linalg.eigh(gram_up)
-    root = values.clamp(min=0).sqrt()[:, :, None] * vectors.mT
-    squares: Tensor = torch.linalg.eigvalsh(root @ gram_down @ root.mT)
+    with _one_thread(gram_up.device):
+        values, vectors = torch.linalg.eigh(gram_up)
+        root = values.clamp(min=0).sqrt()[:, :, None] * vectors.mT
+        squares: Tensor = torch.linalg.eigvalsh(root @ gram_down @ root.mT)
     return squares.clamp(min=0).sqrt().flip(-1)
+
+
+@contextmanager
+def _one_thread(device: torch.device) -> Iterator[None]:
+    """Eigenvalues of small matrices on the CPU: threads that wait for each other cost far more than they share."""
+    before = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _blocks(length: int, bytes_each: int) -> Iterator[tuple[int, int]]:

@@ -206,6 +206,8 @@ class RunNotes:
     step_unit: str = "step"
     save_more_often: str = ""
     base: BaseModelSummary = BaseModelSummary(None, 0, 0)
+    base_files: tuple[str, ...] = ()
+    """Where it was found, as absolute paths."""
     base_problem: str = ""
     """Why there is no base model, where there is none."""
     measured_with: str = ""
@@ -224,6 +226,7 @@ class RunNotes:
             **{
                 **document,
                 "base": BaseModelSummary(**document["base"]),
+                "base_files": tuple(document["base_files"]),
                 "findings": tuple(Finding(**entry) for entry in document["findings"]),
                 "skipped": tuple(map(Skipped.from_dict, document["skipped"])),
             }

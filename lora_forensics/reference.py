@@ -5,8 +5,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from lora_forensics.measure import LAYER_COLUMNS
 from lora_forensics.series import CHECKPOINT_COLUMNS, RUN_COLUMNS, SERIES_COLUMNS, Column
+from lora_forensics.tables import LAYER_COLUMNS
 
 TABLES: dict[str, tuple[str, Sequence[Column]]] = {
     "layers.parquet": ("one row per checkpoint and module", LAYER_COLUMNS),

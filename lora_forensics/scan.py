@@ -17,7 +17,7 @@ import polars as pl
 from lora_forensics.assess import Assessment, assess, versions
 from lora_forensics.discovery import discover_runs, nothing_found
 from lora_forensics.errors import SeriesError, UsageError
-from lora_forensics.measure import LAYER_COLUMNS, Measured, MeasureOptions, measure_run
+from lora_forensics.measure import MeasureOptions, measure_run
 from lora_forensics.plots import save_plots
 from lora_forensics.records import SCHEMA, Run, RunNotes, Severity, Skipped, Summary, Verdict
 from lora_forensics.reports import REPORTS, to_json
@@ -35,6 +35,7 @@ from lora_forensics.series import (
     write_text,
 )
 from lora_forensics.similarity import AssessOptions
+from lora_forensics.tables import LAYER_COLUMNS, Measured
 
 _NOTES = "lora_forensics.run"
 """Key of a run's notes in the metadata of layers.parquet."""
@@ -133,7 +134,7 @@ def scan(paths: Sequence[Path], options: ScanOptions) -> Scan:
         verdicts.append(verdict)
         new += measured.new
         known += len(measured.checkpoints) - measured.new
-        if verdict.status == "no_base_model" or measured.layers.is_empty():
+        if verdict.status == "no_base_model" or (run.checkpoints and measured.layers.is_empty()):
             failed.append((run.name, verdict.message))
     summary = Summary(tuple(verdicts), tuple(skipped), versions(), options.out)
     write_reports(summary, options.reports)
@@ -193,6 +194,8 @@ def report(out: Path, reports: Sequence[str], options: AssessOptions | None = No
     verdicts = []
     for verdict in summary.runs:
         folder = out / verdict.run
+        if not folder.resolve().is_relative_to(out.resolve()):
+            raise SeriesError(f"{out}/summary.json names a run outside of its folder: {verdict.run}", "scan again")
         stored = load_measured(folder)
         if stored is None:
             raise SeriesError(f"{folder} holds no layers.parquet", "scan again")
@@ -279,12 +282,12 @@ def _scan_run(run: Run, root: Path, options: ScanOptions) -> tuple[Measured, Ass
     base: Any = options.base or None
     known = None if options.rescan else stored
     measured = measure_run(run, base, measuring.device, known=known, options=measuring)
+    fresh = measured.new or stored is None or not stored.checkpoints.equals(measured.checkpoints)
+    if fresh:
+        _save_measured(folder, measured)  # before anything else can go wrong
     assessment = assess(measured.layers, measured.checkpoints, measured.notes, options.assess)
-    if measured.new or stored is None or not stored.checkpoints.equals(measured.checkpoints):
-        _save_measured(folder, measured)
-    elif not _changed(folder, assessment.verdict):
-        return measured, assessment
-    _save_assessment(folder, measured, assessment)
+    if fresh or _changed(folder, assessment.verdict):
+        _save_assessment(folder, measured, assessment)
     return measured, assessment
 
 
@@ -297,8 +300,9 @@ def _changed(folder: Path, verdict: Verdict) -> bool:
 
 def _save_measured(folder: Path, measured: Measured) -> None:
     notes = {_NOTES: json.dumps(measured.notes.to_dict())}
-    write_table(measured.checkpoints, folder / "checkpoints.parquet", CHECKPOINT_COLUMNS)
+    # rows first: a scan that dies in between measures again, instead of knowing a checkpoint whose rows are missing
     write_table(measured.layers, folder / "layers.parquet", LAYER_COLUMNS, notes)
+    write_table(measured.checkpoints, folder / "checkpoints.parquet", CHECKPOINT_COLUMNS)
 
 
 def _save_assessment(folder: Path, measured: Measured, assessment: Assessment) -> None:

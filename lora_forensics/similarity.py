@@ -173,7 +173,7 @@ def similarity_of(layers: pl.DataFrame, places: pl.DataFrame, options: AssessOpt
     column = SIMILARITIES[options.similarity]
     if layers[column].null_count() == len(layers) > layers["cosine"].null_count():
         raise SeriesError(f"the table has no {options.similarity} cosines: {column} is empty", "use --similarity flat")
-    scope, components = _scope(layers, options)
+    scope, components = scope_of(layers, options)
     scope = scope.filter(pl.col(column).is_not_null().any().over("module"))  # without a base weight: not in scope
     defined = pl.col(column).is_finite().fill_null(value=False)
     modules = scope["module"].n_unique()
@@ -190,7 +190,7 @@ def similarity_of(layers: pl.DataFrame, places: pl.DataFrame, options: AssessOpt
     return Similarity(series.sort("step"), components, tuple(sorted(dropped)))
 
 
-def _scope(layers: pl.DataFrame, options: AssessOptions) -> tuple[pl.DataFrame, tuple[str, ...]]:
+def scope_of(layers: pl.DataFrame, options: AssessOptions) -> tuple[pl.DataFrame, tuple[str, ...]]:
     """The modules that enter CS, and their components."""
     there = [name for name in layers["component"].unique(maintain_order=True) if name is not None]
     if not there:

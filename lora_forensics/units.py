@@ -19,6 +19,7 @@ from lora_forensics.base_model import BaseModel, open_base
 from lora_forensics.errors import CheckpointError
 from lora_forensics.metrics import METRICS
 from lora_forensics.moments import Weight, full_precision
+from lora_forensics.notices import Notices
 from lora_forensics.records import Checkpoint, Skipped, Unresolved, WeightRef
 from lora_forensics.series import MODULE_COLUMNS
 from lora_forensics.tensors import open_tensors
@@ -34,6 +35,8 @@ class Unit:
     """The first is not measured: it is the predecessor of the second."""
     base: tuple[Path, ...]
     """Files or folders of the base model; none if there is none."""
+    base_fingerprint: str
+    """Of these files, so that a worker notices when they are replaced."""
     device: str
 
 
@@ -45,14 +48,7 @@ class UnitResult:
     dtypes: dict[str, str] = field(default_factory=dict)
     """Checkpoint to the type that most of its numbers are stored in."""
     skipped: list[Skipped] = field(default_factory=list)
-    unresolved: dict[str, Unresolved] = field(default_factory=dict)
-    """Modules without a base weight."""
-    unread: dict[str, Unresolved] = field(default_factory=dict)
-    """Modules of a kind that is not read."""
-    scale_unknown: set[str] = field(default_factory=set)
-    """Modules whose scale no file tells."""
-    initialisations: set[str] = field(default_factory=set)
-    """Initialisations that change the base weight or the meaning of B @ A."""
+    notices: Notices = field(default_factory=Notices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +86,7 @@ def measure_unit(unit: Unit, advance: Callable[[float], None] | None = None) -> 
     result = UnitResult({column.name: [] for column in (*MODULE_COLUMNS, *(metric.column for metric in METRICS))})
     loaded = [entry for index in range(len(unit.checkpoints)) if (entry := _load(unit, index, result)) is not None]
     modules = {name: module for entry in loaded for name, module in entry.layout.modules.items()}
-    base = _open_base(unit.base) if unit.base else None
+    base = _open_base(unit.base, unit.base_fingerprint) if unit.base else None
     shapes = {name: (module.layout.rows, module.layout.columns) for name, module in modules.items()}
     resolved = base.resolve(shapes) if base else {}
     share = (len(unit.checkpoints) - unit.lead) / max(len(modules), 1)
@@ -98,7 +94,7 @@ def measure_unit(unit: Unit, advance: Callable[[float], None] | None = None) -> 
         for name in modules:
             found = resolved.get(name)
             if isinstance(found, Unresolved):
-                result.unresolved[name] = found
+                result.notices.unresolved[name] = found.reason
             ref = found if isinstance(found, WeightRef) else None
             for group in _groups(name, loaded):
                 _measure_group(unit, group, base, ref, result)
@@ -126,17 +122,22 @@ def _load(unit: Unit, index: int, result: UnitResult) -> _Loaded | None:
     sizes: dict[str, int] = {}
     for info in file.infos.values():
         sizes[info.dtype] = sizes.get(info.dtype, 0) + torch.Size(info.shape).numel()
-    result.dtypes[checkpoint.name] = max(sizes, key=lambda dtype: sizes[dtype], default="")
-    result.unread.update(layout.unread)
+    if index >= unit.lead:
+        result.dtypes[checkpoint.name] = max(sizes, key=lambda dtype: sizes[dtype], default="")
+    notices = result.notices
+    notices.unread.update({name: entry.reason for name, entry in layout.unread.items()})
+    # peft stores a copy of a frozen embedding with an adapter on it: no trained weight
+    notices.full_weights.update({name: None for name in layout.foreign if not name.endswith(".base_layer.weight")})
     scales: dict[str, float | None] = {}
     for name, module in layout.modules.items():
         config = settings.of(name)
-        values = {role: float(t) for role, t in tensors[name].items() if t.numel() == 1 and t.ndim == 0}
-        scales[name] = KINDS[module.kind].scale(values, config, name, module.layout.rank)
+        kind = KINDS[module.kind]
+        values = {role: t.item() for role, t in tensors[name].items() if role in kind.scalars and t.numel() == 1}
+        scales[name] = kind.scale(values, config, name, module.layout.rank)
         if config.initialisation:
-            result.initialisations.add(config.initialisation)
+            notices.initialisations[config.initialisation] = None
         if scales[name] is None:
-            result.scale_unknown.add(name)
+            notices.scale_unknown[name] = None
     return _Loaded(index, checkpoint, layout, tensors, scales)
 
 
@@ -155,11 +156,13 @@ def _measure_group(
     if len(group) == lead:
         return
     first = group[0].module
-    stacked = {role: torch.stack([entry.tensors[role] for entry in group]) for role in first.keys if role != "alpha"}
+    kind = KINDS[first.kind]
+    roles = [role for role in first.keys if role not in kind.scalars]
+    stacked = {role: torch.stack([entry.tensors[role] for entry in group]) for role in roles}
     scales = [entry.loaded.scales[first.name] for entry in group]
     scale = torch.tensor([1.0 if value is None else value for value in scales], dtype=torch.float64)
     weight = None if base is None or ref is None else _weight(base, ref)
-    moments = KINDS[first.kind].change(stacked, scale, lead).moments(weight, torch.device(unit.device))
+    moments = kind.change(stacked, scale, lead).moments(weight, torch.device(unit.device))
     count = len(group) - lead
     for metric in METRICS:
         known = (weight is not None or not metric.needs_base) and (
@@ -192,7 +195,7 @@ def _weight(base: BaseModel, ref: WeightRef) -> Weight:
     return Weight(rows, columns, lambda start, stop: base.rows(ref, start, stop))
 
 
-@lru_cache(maxsize=2)
-def _open_base(paths: tuple[Path, ...]) -> BaseModel:
-    """A worker opens a base once for all units of a run."""
+@lru_cache(maxsize=1)
+def _open_base(paths: tuple[Path, ...], _fingerprint: str) -> BaseModel:
+    """A worker opens a base once for all units of a run, and again when it was replaced."""
     return open_base(paths)

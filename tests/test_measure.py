@@ -27,8 +27,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import lora_forensics as lf
-from lora_forensics.measure import LAYER_COLUMNS, Measured, MeasureOptions, Progress, measure_run, unmeasured
+from lora_forensics.measure import MeasureOptions, Progress, measure_run, unmeasured
 from lora_forensics.records import Run
+from lora_forensics.tables import LAYER_COLUMNS, Measured
 
 
 def discover(path: Path) -> Run:

@@ -64,7 +64,7 @@ class AdapterLayout:
     unread: Mapping[str, Unresolved]
     """Modules whose tensors no kind can read, and why."""
     foreign: tuple[str, ...]
-    """Tensors that belong to no adapter: full weights saved beside it, for example."""
+    """Tensors that belong to no adapter: full weights saved beside it (`modules_to_save`), for example."""
 
 
 def looks_like_adapter(names: Mapping[str, object]) -> bool:
@@ -103,8 +103,8 @@ def _recognise(module: str, names: list[str], infos: Mapping[str, TensorInfo]) -
         keys: dict[str, str] = {}
         for name in names:
             found = kind.keys.fullmatch(name)
-            if found is None or found.lastgroup is None or found.group("module") != module:
-                break
+            if found is None or found.lastgroup is None or found.group("module") != module or found.lastgroup in keys:
+                break  # a tensor of another kind, or a second adapter in one file
             keys[found.lastgroup] = name
         else:
             layout = kind.layout({role: infos[name].shape for role, name in keys.items()})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -11,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from lora_forensics.errors import CheckpointError
+from lora_forensics.values import as_number, parse_object, read_object
+
+_REPEATED_REPEAT = re.compile(r"[+*}]\)*[+*{]|\([^()]*[+*|][^()]*\)[+*{]")
+"""A repetition of what repeats: takes exponential time on a name that almost fits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,25 +21,19 @@ class AdapterConfig:
     """The settings of a LoRA that its weights do not tell; empty where nothing is known."""
 
     alpha: float | None = None
-    rank: int | None = None
     rank_stabilised: bool = False
     """rsLoRA: the scale is alpha / sqrt(rank)."""
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     """Regular expressions for module names to their own alpha; the first that fits counts."""
     initialisation: str = ""
     """`init_lora_weights` where it is no plain one: pissa, olora, ..."""
-    kind: str = ""
-    """`peft_type`."""
 
     def scale(self, module: str, rank: int) -> float | None:
         """The multiplier on B @ A of one module, or None if no alpha is known."""
         alpha = self.alpha
+        name = module.removeprefix("base_model.model.")
         for pattern, value in self.alpha_pattern.items():
-            try:
-                fits = re.match(rf"(.*\.)?({pattern})$", module)
-            except re.error:
-                continue
-            if fits:
+            if _fits(pattern, name):
                 alpha = value
                 break
         if alpha is None:
@@ -63,49 +60,34 @@ def read_settings(config: Path | None, metadata: Mapping[str, str]) -> Settings:
         CheckpointError: adapter_config.json is there but cannot be read.
     """
     if config is not None:
-        return Settings({"": _parse(_load(config))})
-    packed = metadata.get("lora_adapter_metadata")
-    if not packed:
-        return Settings()
-    try:
-        document = json.loads(packed)
-    except ValueError:
-        return Settings()
+        beside = read_object(config)
+        if beside is None:
+            raise CheckpointError(f"{config}: is no JSON object", "copy it from another checkpoint of the run")
+        return Settings({"": _parse(beside)})
     grouped: dict[str, dict[str, Any]] = {}
-    for key, value in document.items() if isinstance(document, dict) else ():
+    for key, value in (parse_object(metadata.get("lora_adapter_metadata", "")) or {}).items():
         prefix, _, name = str(key).partition(".")
         grouped.setdefault(prefix, {})[name] = value
     return Settings({prefix: _parse(values) for prefix, values in grouped.items()})
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _fits(pattern: str, name: str) -> bool:
+    """Whether peft would apply a pattern to a module. What could search for ever, or is no pattern, does not fit."""
+    if len(pattern) > 200 or _REPEATED_REPEAT.search(pattern):
+        return False
     try:
-        document = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be read as JSON: {error}", "copy it from another checkpoint of the run"
-        ) from error
-    if not isinstance(document, dict):
-        raise CheckpointError(f"{path}: holds no JSON object")
-    return document
+        return re.match(rf"(.*\.)?({pattern})$", name) is not None
+    except (re.error, RecursionError):
+        return False
 
 
 def _parse(values: Mapping[str, Any]) -> AdapterConfig:
     initialisation = values.get("init_lora_weights", True)
-    pattern = values.get("alpha_pattern") or {}
+    pattern = values.get("alpha_pattern")
+    alphas = {str(k): as_number(v) for k, v in pattern.items()} if isinstance(pattern, dict) else {}
     return AdapterConfig(
-        alpha=_number(values.get("lora_alpha")),
-        rank=None if _number(values.get("r")) is None else int(values["r"]),
+        alpha=as_number(values.get("lora_alpha")),
         rank_stabilised=bool(values.get("use_rslora")),
-        alpha_pattern={str(k): float(v) for k, v in pattern.items() if _number(v) is not None}
-        if isinstance(pattern, dict)
-        else {},
+        alpha_pattern={key: alpha for key, alpha in alphas.items() if alpha is not None},
         initialisation=initialisation.lower() if isinstance(initialisation, str) else "",
-        kind=str(values.get("peft_type") or ""),
     )
-
-
-def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    return float(value)

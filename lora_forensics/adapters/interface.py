@@ -35,6 +35,9 @@ class AdapterKind(Protocol):
     keys: re.Pattern[str]
     """Matches the tensors of this kind; group `module` is the module, every other group that matched is the role."""
 
+    scalars: frozenset[str]
+    """Roles of tensors that are one number: they enter `scale`, not `change`."""
+
     def layout(self, shapes: Shapes) -> Layout | None:
         """Rank and shape, or None if these tensors are not a module of this kind."""
         ...

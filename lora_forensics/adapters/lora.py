@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 _OLD = r"(?: \.lora | \.lora_linear_layer | (?<=_lora) | (?<=_lora\d) )"
 _KEYS = re.compile(
     rf"""(?P<module>.+?)(?:
-        (?P<down> (?: \.lora_down | \.lora_A(?:\.\w+)? | {_OLD}\.down ) \.weight)
-      | (?P<up> (?: \.lora_up | \.lora_B(?:\.\w+)? | {_OLD}\.up ) \.weight)
-      | (?P<embedding_down> \.lora_embedding_A(?:\.\w+)? )
-      | (?P<embedding_up> \.lora_embedding_B(?:\.\w+)? )
+        (?P<down> (?: \.lora_down | \.lora_A(?:\.[^.]+)? | {_OLD}\.down ) \.weight)
+      | (?P<up> (?: \.lora_up | \.lora_B(?:\.[^.]+)? | {_OLD}\.up ) \.weight)
+      | (?P<embedding_down> \.lora_embedding_A(?:\.[^.]+)? )
+      | (?P<embedding_up> \.lora_embedding_B(?:\.[^.]+)? )
+      | (?P<bias> \.lora_B(?:\.[^.]+)?\.bias )
       | (?P<alpha> \.alpha )
     )""",
     re.VERBOSE,
@@ -33,10 +34,11 @@ class LoRA:
 
     name = "lora"
     keys = _KEYS
+    scalars = frozenset({"alpha"})
 
     def layout(self, shapes: Shapes) -> Layout | None:
         """A pair of factors whose ranks agree; kernels count as columns."""
-        roles = set(shapes) - {"alpha"}
+        roles = set(shapes) - {"alpha", "bias"}  # a bias is no part of W
         if roles == {"down", "up"}:
             return _linear(shapes["down"], shapes["up"])
         if roles == {"embedding_down", "embedding_up"}:
@@ -48,7 +50,7 @@ class LoRA:
     def scale(self, values: Mapping[str, float], config: AdapterConfig, module: str, rank: int) -> float | None:
         """Alpha / rank: from the module's own tensor, else from the configuration; kohya's missing alpha means 1."""
         if "alpha" in values:
-            return values["alpha"] / rank
+            return values["alpha"] / rank if values["alpha"] != 0 else 1.0  # sd-scripts reads 0 as the rank
         known = config.scale(module, rank)
         return 1.0 if known is None and module.startswith("lora_") else known
 

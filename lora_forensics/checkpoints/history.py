@@ -7,7 +7,8 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeGuard
+
+from lora_forensics.values import as_count, as_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +23,9 @@ class Curve:
         """A curve from logged pairs; what is no finite number is left out, the last value of a step counts."""
         known: dict[int, float] = {}
         for step, value in points:
-            if is_number(step) and is_number(value):
-                known[int(step)] = float(value)
+            at, number = as_count(step), as_number(value)
+            if at is not None and number is not None:
+                known[at] = number
         steps = tuple(sorted(known))
         return cls(steps, tuple(known[step] for step in steps))
 
@@ -86,8 +88,3 @@ def schedule(name: str, rate: float, warmup: float, steps: int) -> Curve:
     points = sorted({0, ramp, steps, *range(0, steps + 1, every)})
     decay = decays[name]
     return Curve.of((s, rate * (s / ramp if s < ramp else decay((s - ramp) / length))) for s in points)
-
-
-def is_number(value: object) -> TypeGuard[float]:
-    """Whether this is a finite number (bare NaN tokens of Python's JSON are not)."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

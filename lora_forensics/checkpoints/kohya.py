@@ -18,9 +18,10 @@ from lora_forensics.checkpoints.interface import Folder, from_header, place, wit
 from lora_forensics.errors import CheckpointError
 from lora_forensics.records import BaseReference, Checkpoint, Finding, Run, Skipped
 from lora_forensics.tensors import SAFETENSORS, Header
+from lora_forensics.values import as_count, as_number
 
-_STEP = re.compile(r"(?P<stem>.*?)(?:-|^at-)step(?P<step>\d{8,})")
-_EPOCH = re.compile(r"(?P<stem>.*?)(?:-|^epoch-)(?P<epoch>\d{6,})")
+_STEP = re.compile(r"(?P<stem>.*?)(?:-|^at-)step(?P<step>\d{8,15})")
+_EPOCH = re.compile(r"(?P<stem>.*?)(?:-|^epoch-)(?P<epoch>\d{6,15})")
 _PREFIXES = ("lora_unet_", "lora_te", "lora_transformer_", "lycoris_", "oft_unet_")
 _STATE = re.compile(r".*-state")
 _ADAPTIVE = re.compile(r"prodigy|dadapt|adafactor|schedulefree", re.IGNORECASE)
@@ -107,11 +108,18 @@ _EPOCHS_ONLY = Finding(
 def _read(folder: Folder) -> tuple[list[_File], list[tuple[str, Skipped]]]:
     """Files of kohya in a folder, taken out of it, and damaged files that are named like them, with their stems."""
     files, damaged = [], []
-    for name in [n for n in folder.files if n.endswith(SAFETENSORS)]:
+    names = [name for name in folder.files if name.endswith(SAFETENSORS)]
+    numbered = {stem for name in names if (stem := _parse_name(Path(name).stem)[0]) != Path(name).stem}
+    for name in names:
         header, path = folder.header(name), folder.files[name]
         stem, kind, number = _parse_name(path.stem)
+        named = header.metadata.get("ss_output_name") if not isinstance(header, CheckpointError) else None
+        if (
+            path.stem in numbered or path.stem == named
+        ):  # an output name that ends in digits, like -20240101, is no epoch
+            stem, kind, number = path.stem, "last", None
         if isinstance(header, CheckpointError):
-            if kind == "last" and not _stem_is_used(folder, path.stem):
+            if kind == "last" and path.stem not in numbered:
                 continue
             damaged.append((stem, Skipped.because(path, header)))
         elif any(key.startswith(_PREFIXES) for key in header.infos):
@@ -132,10 +140,6 @@ def _parse_name(name: str) -> tuple[str, str, int | None]:
     if found := _EPOCH.fullmatch(name):
         return found.group("stem"), "epoch", int(found.group("epoch"))
     return ("" if name == "last" else name), "last", None
-
-
-def _stem_is_used(folder: Folder, stem: str) -> bool:
-    return any(other.startswith((f"{stem}-0", f"{stem}-step")) for other in folder.files)
 
 
 def _sessions(files: list[_File]) -> list[list[_File]]:
@@ -198,12 +202,10 @@ def _float(meta: Mapping[str, str], key: str) -> float | None:
     """A number, or the first of a list of numbers; kohya writes 'None' for none."""
     try:
         value = json.loads(meta.get(key, ""))
-        value = value[0] if isinstance(value, list) and value else value
-        return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
+    return as_number(value[0] if isinstance(value, list) and value else value)
 
 
 def _int(meta: Mapping[str, str], key: str) -> int | None:
-    value = _float(meta, key)
-    return None if value is None else int(value)
+    return as_count(_float(meta, key))

@@ -6,19 +6,19 @@ the final adapter lies in `<run>` itself. Each trainer_state.json holds the hist
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lora_forensics.checkpoints.history import Curve, is_number
+from lora_forensics.checkpoints.history import Curve
 from lora_forensics.checkpoints.interface import Folder, place, stat_checkpoint, with_rates
 from lora_forensics.errors import CheckpointError
 from lora_forensics.records import BaseReference, Checkpoint, Run, Skipped
+from lora_forensics.values import as_count, as_number, read_object
 
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_CHECKPOINT = re.compile(r"checkpoint-(\d{1,15})")
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _CONFIG = "adapter_config.json"
 _STATE = "trainer_state.json"
@@ -37,7 +37,8 @@ class PeftTrainer:
         """One run: the checkpoint folders below `folder` and the final adapter in it."""
         found: list[Checkpoint] = []
         skipped: list[Skipped] = []
-        saved = [(int(m.group(1)), n) for n in folder.folders if (m := _CHECKPOINT.fullmatch(n))]
+        numbered = ((_CHECKPOINT.fullmatch(name), name) for name in folder.folders)
+        saved = [(int(match[1]), name) for match, name in numbered if match]
         for step, name in sorted(saved):
             entry = _open(folder.folders[name], name, step)
             if entry is None:
@@ -61,14 +62,14 @@ class PeftTrainer:
         return entry
 
     def _run(self, folder: Folder, found: list[Checkpoint], final: Checkpoint | None, skipped: list[Skipped]) -> Run:
-        state = _newest_state([c.path.parent for c in reversed(found)] + [folder.path])
+        own = read_object(folder.path / _STATE) or {}
+        state = max(_newest_state(found), own, key=lambda state: as_count(state.get("global_step")) or 0)
         if final is not None:
-            found = [*found, replace(final, step=_own_step(folder.path))]
+            found = [*found, replace(final, step=_own_step(own))]
         placed = place(found)
-        epoch, step = state.get("epoch"), state.get("global_step")
-        per_epoch = step / epoch if is_number(epoch) and is_number(step) and epoch else None
-        batch = state.get("train_batch_size")
-        batch = int(batch) if is_number(batch) else None
+        epoch, step = as_number(state.get("epoch")), as_count(state.get("global_step"))
+        per_epoch = as_number(step / epoch) if epoch and epoch > 1e-9 and step else None
+        batch = as_count(state.get("train_batch_size"))
         return Run(
             name="",
             path=folder.path,
@@ -76,7 +77,7 @@ class PeftTrainer:
             checkpoints=_logged(placed.checkpoints, state, per_epoch),
             unplaced=placed.unplaced,
             steps_per_epoch=per_epoch,
-            train_samples=round(per_epoch * batch) if per_epoch and batch else None,
+            train_samples=as_count(per_epoch * batch) if per_epoch and batch else None,
             batch_size=batch,
             base=_base(found[0].config),
             findings=placed.findings,
@@ -100,24 +101,15 @@ def _open(folder: Path, name: str, step: int | None) -> Checkpoint | Skipped | N
         return Skipped.because(path, error)
 
 
-def _newest_state(folders: list[Path]) -> dict[str, Any]:
-    """The newest readable trainer_state.json; Python writes bare NaN tokens, which its reader takes."""
-    for folder in folders:
-        try:
-            state = json.loads((folder / _STATE).read_text("utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(state, dict):
-            return state
-    return {}
+def _newest_state(found: list[Checkpoint]) -> dict[str, Any]:
+    """The newest readable trainer_state.json of the checkpoints."""
+    states = (read_object(checkpoint.path.parent / _STATE) for checkpoint in reversed(found))
+    return next((state for state in states if state), {})
 
 
-def _own_step(folder: Path) -> int | None:
+def _own_step(state: dict[str, Any]) -> int | None:
     """The step of the final adapter: in the run's own trainer_state.json, unless the best was loaded at the end."""
-    state = _newest_state([folder])
-    step = state.get("global_step")
-    loaded_best = state.get("best_model_checkpoint") is not None
-    return int(step) if is_number(step) and not loaded_best else None
+    return None if state.get("best_model_checkpoint") is not None else as_count(state.get("global_step"))
 
 
 def _logged(
@@ -147,9 +139,6 @@ def _logged(
 
 def _base(config: Path | None) -> BaseReference:
     """What adapter_config.json says about the base model."""
-    try:
-        document = json.loads(config.read_text("utf-8")) if config else {}
-    except (OSError, ValueError):
-        document = {}
+    document = (read_object(config) if config else None) or {}
     name, revision = document.get("base_model_name_or_path"), document.get("revision")
     return BaseReference(name=str(name) if name else None, revision=str(revision) if revision else None)

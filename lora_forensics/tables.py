@@ -1,0 +1,123 @@
+"""The two tables of a run while they are put together from stored and new rows."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import polars as pl
+
+from lora_forensics.metrics import METRICS
+from lora_forensics.notices import MEASURING_RULES, Notices
+from lora_forensics.records import BaseModelSummary, Finding, Run, RunNotes, Skipped
+from lora_forensics.series import CHECKPOINT_COLUMNS, MODULE_COLUMNS, schema
+
+LAYER_COLUMNS = (*MODULE_COLUMNS, *(metric.column for metric in METRICS))
+"""Columns of layers.parquet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The two tables of a run, and what they do not hold."""
+
+    layers: pl.DataFrame
+    checkpoints: pl.DataFrame
+    notes: RunNotes
+    new: int = 0
+    """Checkpoints that were measured now; the others were known."""
+
+
+class Tables:
+    """Rows and notices, new ones beside those that are reused."""
+
+    def __init__(self, run: Run, known: Measured | None, fresh: Collection[str]) -> None:
+        """`fresh` are the checkpoints whose stored rows are not reused."""
+        self._run = run
+        self._known = known
+        self._new = 0
+        self._frames: list[pl.DataFrame] = []
+        self._dtypes: dict[str, str | None] = {}
+        self._skipped: list[Skipped] = []
+        self._notices = Notices()
+        current = [checkpoint for checkpoint in run.checkpoints if checkpoint.name not in fresh]
+        if known is not None:
+            self._frames.append(known.layers.filter(pl.col("checkpoint").is_in([c.name for c in current])))
+            self._dtypes.update(zip(known.checkpoints["checkpoint"], known.checkpoints["dtype"], strict=True))
+            self._skipped = [
+                replace(skipped, path=checkpoint.path)  # a later scan may name the folder in another way
+                for checkpoint in current
+                for skipped in known.notes.skipped
+                if f"/{skipped.path.as_posix()}".endswith(f"/{checkpoint.name}")
+            ]
+
+    def add(
+        self, rows: dict[str, list[Any]], dtypes: dict[str, str], skipped: Sequence[Skipped], notices: Notices
+    ) -> None:
+        """Take in the result of a unit of work."""
+        self._frames.append(pl.DataFrame(rows, schema=schema(LAYER_COLUMNS)))
+        self._new += len(dtypes)
+        self._dtypes.update(dtypes)
+        self._skipped.extend(entry for entry in skipped if entry not in self._skipped)
+        self._notices.add(notices)
+
+    def result(self, notes: RunNotes, extra: Sequence[Finding], waiting: Collection[str]) -> Measured:
+        """Both tables, in order, and the findings of all that was measured; `waiting` could not be measured now."""
+        layers = self._layers()
+        modules = layers.select("module", "tensor").unique("module")
+        known = self._known.notes if self._known else RunNotes()
+        before = known.base.total - self._known.layers["module"].n_unique() if self._known else 0
+        unread = len(self._notices.unread) if self._new else before
+        base = BaseModelSummary(notes.base.path, modules["tensor"].count(), len(modules) + unread)
+        problem = notes.base_problem
+        if notes.base_files and base.total and not base.matched:
+            reason = next(iter(self._notices.unresolved.values()), "")
+            problem = f"{base.path} does not fit this adapter: none of its {base.total} modules is in it ({reason})"
+            problem = problem if reason else known.base_problem
+        found = [*extra, *self._notices.findings()]
+        rules = {finding.rule for finding in found}
+        kept = [f for f in known.findings if f.rule in MEASURING_RULES - rules - {"base-missing"}]
+        notes = replace(
+            notes,
+            base=base,
+            base_problem=problem,
+            findings=(*self._run.findings, *found, *kept),
+            skipped=(*self._run.skipped, *self._skipped),
+        )
+        return Measured(layers, checkpoint_table(self._run, self._dtypes, waiting), notes, self._new)
+
+    def _layers(self) -> pl.DataFrame:
+        """All rows by step, modules in the order of the first checkpoint."""
+        layers = pl.concat([pl.DataFrame(schema=schema(LAYER_COLUMNS)), *self._frames])
+        order = {name: place for place, name in enumerate(layers["module"].unique(maintain_order=True))}
+        epochs = {checkpoint.name: checkpoint.epoch for checkpoint in self._run.checkpoints}
+        layers = layers.with_columns(
+            pl.lit(self._run.name).alias("run"),
+            pl.col("checkpoint").replace_strict(epochs, return_dtype=pl.Float64).alias("epoch"),  # may be known by now
+        )
+        return layers.sort("step", pl.col("module").replace_strict(order, return_dtype=pl.Int64), maintain_order=True)
+
+
+def checkpoint_table(run: Run, dtypes: dict[str, str | None], waiting: Collection[str] = ()) -> pl.DataFrame:
+    """checkpoints.parquet: what the trainer left. What waits to be measured has no fingerprint yet."""
+    rows = [
+        {
+            "run": run.name,
+            "step": checkpoint.step,
+            "epoch": checkpoint.epoch,
+            "checkpoint": checkpoint.name,
+            "learning_rate": checkpoint.learning_rate,
+            "dose": checkpoint.dose,
+            "train_loss": checkpoint.train_loss,
+            "held_out_loss": checkpoint.held_out_loss,
+            "train_samples": run.train_samples,
+            "batch_size": run.batch_size,
+            "steps_per_epoch": run.steps_per_epoch,
+            "dtype": dtypes.get(checkpoint.name),
+            "bytes": checkpoint.size,
+            "fingerprint": None if checkpoint.name in waiting else checkpoint.fingerprint,
+            "modified": checkpoint.modified,
+        }
+        for checkpoint in run.checkpoints
+    ]
+    return pl.DataFrame(rows, schema=schema(CHECKPOINT_COLUMNS))

@@ -30,9 +30,7 @@ def health(layers: pl.DataFrame, similarity: Similarity, unit: str = "step") -> 
         )
     if "base_norm" in layers.columns and not layers.filter(~pl.col("base_norm").is_finite()).is_empty():
         names = layers.filter(~pl.col("base_norm").is_finite())["module"].unique(maintain_order=True).to_list()
-        message = (
-            f"NaN or Inf in the base model below {len(names)} of the modules, {names[0]} first"
-        )
+        message = f"NaN or Inf in the base model below {len(names)} of the modules, {names[0]} first"
         found.append(Finding("base-nonfinite", "error", message, "copy or download the base model again"))
     zero = layers.group_by("step").agg((pl.col("delta_norm") == 0).all().alias("zero")).filter(pl.col("zero"))
     if not zero.is_empty():
@@ -53,7 +51,8 @@ def advice(
     found = []
     gaps = np.diff(steps)
     if turning is not None and gaps.max() > 1.1 * gaps.min():
-        message = f"checkpoints are unevenly spaced ({gaps.min()} to {gaps.max()} {unit}s apart); the window counts checkpoints"
+        gap = f"{gaps.min()} to {gaps.max()} {unit}s apart"
+        message = f"checkpoints are unevenly spaced ({gap}); the window counts checkpoints"
         found.append(Finding("uneven-cadence", "warning", message, "save at one interval"))
     if turning is not None and keep is not None and keep.rests_on == "turning_point":
         message = "a second valley is weak evidence: a random walk has one too, at a place set by the window"

@@ -335,6 +335,72 @@ def test_an_svd_initialised_adapter_is_named(tmp_path: Path) -> None:
     assert "svd-initialised" in rules
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_alpha_counts_in_every_shape(shape: tuple[int, ...], tmp_path: Path) -> None:
+    """A scalar may be saved with axes; half the alpha is half the norm."""
+    base = kohya_base(tmp_path / "base")
+    norms = []
+    for alpha in (1.0, 2.0):
+        path = kohya_file(tmp_path / str(alpha) / "a-step00000010.safetensors", 10, kohya_metadata(10, 0, "a"))
+        tensors = {k: torch.full(shape, alpha) if k.endswith(".alpha") else t for k, t in load_file(path).items()}
+        save_file(tensors, path, kohya_metadata(10, 0, "a"))
+        layers = measure_run(discover(tmp_path / str(alpha)), base).layers
+        assert set(layers["scale"]) == {alpha / 2}
+        norms.append(layers["delta_norm"][0])
+    assert norms[1] == pytest.approx(2 * norms[0])
+
+
+def test_a_base_that_is_replaced_is_read_again(tmp_path: Path) -> None:
+    """Twice in one process: the second result is that of the new weights."""
+    written = peft_run(tmp_path, steps=[10])
+    run = discover(written.path)
+    first = measure_run(run, written.base)
+    path = written.base / "model.safetensors"
+    save_file({name: -tensor for name, tensor in load_file(path).items()}, path, {"format": "pt"})
+    second = measure_run(run, written.base)
+    assert second.layers["cosine"].to_list() == pytest.approx([-c for c in first.layers["cosine"]])
+
+
+def test_a_base_that_is_away_costs_no_row(tmp_path: Path) -> None:
+    """An unmounted disk: known cosines stay, new checkpoints wait and are measured when it is back."""
+    written = peft_run(tmp_path, steps=range(10, 60, 10))
+    run = discover(written.path)
+    known = measure_run(replace(run, checkpoints=run.checkpoints[:4]))
+    shutil.move(written.base, tmp_path / "elsewhere")
+    away = measure_run(run, known=known)
+    assert_frame_equal(away.layers, known.layers)
+    assert "base-missing" in {finding.rule for finding in away.notes.findings}
+    assert away.new == 0
+    shutil.move(tmp_path / "elsewhere", written.base)
+    back = measure_run(run, known=away)
+    assert back.new == 1
+    assert "base-missing" not in {finding.rule for finding in back.notes.findings}
+    assert_frame_equal(back.layers, measure_run(run).layers)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_one_byte_bases_are_read(dtype: torch.dtype, tmp_path: Path) -> None:
+    """fp8 without a scale tensor: the numbers as they are stored."""
+    written = peft_run(tmp_path, steps=[10])
+    path = written.base / "model.safetensors"
+    narrow = {name: tensor.to(dtype) for name, tensor in load_file(path).items()}
+    save_file(narrow, path, {"format": "pt"})
+    layers = measure_run(discover(written.path), written.base).layers
+    for name, delta in written.deltas[0].items():
+        weight = narrow[f"{strip(name)}.weight"].double()
+        (found,) = layers.filter(pl.col("module") == f"base_model.model.{strip(name)}")["cosine"]
+        assert abs(found - float((weight * delta).sum() / (weight.norm() * delta.norm()))) < 2e-8
+
+
+def test_full_weights_beside_an_adapter_are_a_finding(tmp_path: Path) -> None:
+    """modules_to_save trains a weight as a whole: it is not compared, and that is said."""
+    written = peft_run(tmp_path, steps=[10], modules_to_save=["lm_head"])
+    (finding,) = [
+        f for f in measure_run(discover(written.path), written.base).notes.findings if f.rule == "full-weights"
+    ]
+    assert "lm_head" in finding.message
+
+
 def test_progress_adds_up(tmp_path: Path) -> None:
     """A run begins once, and all of its checkpoints are advanced over."""
     heard: list[Any] = []

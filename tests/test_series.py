@@ -223,7 +223,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
 @given(st.integers(0, 10_000))
 @settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_table_that_was_cut_off_is_refused(tmp_path: Path, frame: pl.DataFrame, place: int) -> None:
-    """Anywhere: a disk that was full, a copy that was stopped. (A flipped byte inside can crash polars itself.)"""
+    """Anywhere: a disk that was full, a copy that was stopped. A flipped byte inside can crash polars itself."""
     path = tmp_path / "t.parquet"
     write_table(frame, path, COLUMNS)
     content = path.read_bytes()

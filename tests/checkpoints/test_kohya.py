@@ -137,6 +137,22 @@ def test_data_and_base_are_those_of_the_header(tmp_path: Path) -> None:
     assert (run.base.name, run.base.short_hash, run.base.sha256) == ("base.safetensors", "abcd1234", "f" * 64)
 
 
+def test_an_output_name_that_ends_in_digits_is_no_epoch(tmp_path: Path) -> None:
+    """`char-20240101.safetensors` is the final file of that run."""
+    for step in (10, 20):
+        kohya_file(tmp_path / f"char-20240101-step{step:08d}.safetensors", step, None)
+    kohya_file(tmp_path / "char-20240101.safetensors", 30, kohya_metadata(30, 1, "char-20240101"))
+    run = only(tmp_path)
+    assert [c.step for c in run.checkpoints] == [10, 20, 30]
+
+
+def test_a_damaged_final_file_belongs_to_its_run(tmp_path: Path) -> None:
+    """Whatever the order in which names are read."""
+    kohya_run(tmp_path, "a", steps=[10, 20, 30])
+    (tmp_path / "a.safetensors").write_bytes(b"broken")
+    assert [s.path.name for s in only(tmp_path).skipped] == ["a.safetensors"]
+
+
 def test_hostile_metadata_is_only_text(tmp_path: Path) -> None:
     """Numbers that are none, absurd ones, and lists that are empty give nothing instead of an error."""
     extra = {"ss_steps": "1e400", "ss_unet_lr": "[]", "ss_learning_rate": "NaN", "ss_num_batches_per_epoch": "{}"}

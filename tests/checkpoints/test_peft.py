@@ -93,6 +93,37 @@ def test_a_best_model_loaded_at_the_end_has_no_step(run_folder: Path) -> None:
     assert "checkpoint-20/adapter_model.safetensors" in run.findings[0].message
 
 
+def test_the_state_of_the_final_adapter_is_the_newest(run_folder: Path) -> None:
+    """trainer.save_state() after the last checkpoint: its evaluation counts."""
+    import torch
+
+    tensors = {
+        "base_model.model.q.lora_A.weight": torch.zeros(1, 2),
+        "base_model.model.q.lora_B.weight": torch.ones(2, 1),
+    }
+    save_file(tensors, run_folder / "adapter_model.safetensors")
+    (run_folder / "adapter_config.json").write_text("{}")
+    trainer_state(run_folder, [10, 20, 30, 40, 50, 55], lambda s: s / 1000)
+    run = only(run_folder)
+    assert run.checkpoints[-1].step == 55
+    assert run.checkpoints[-1].held_out_loss == 0.055
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"global_step": 10**400, "epoch": 1},
+        {"global_step": 50, "epoch": 1e-320},
+        {"global_step": -5, "epoch": 1, "train_batch_size": 10**30},
+        {"global_step": 50, "epoch": 1, "log_history": [{"step": 10**30, "loss": 10**400}]},
+    ],
+)
+def test_absurd_numbers_are_nothing(state: dict[str, object], run_folder: Path) -> None:
+    """No table could hold them; the run is listed without."""
+    (run_folder / "checkpoint-50" / "trainer_state.json").write_text(json.dumps(state))
+    assert len(only(run_folder).checkpoints) == 5
+
+
 def test_metadata_of_kohya_in_a_peft_folder_changes_nothing(run_folder: Path) -> None:
     """The layout decides, not the header."""
     import torch

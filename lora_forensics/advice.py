@@ -38,9 +38,31 @@ def health(layers: pl.DataFrame, similarity: Similarity, unit: str = "step") -> 
         message = f"the adapter changes nothing at {_steps(steps, unit)}: every change of a weight is zero"
         hint = "an adapter at step 0 is like that; later it was not trained, or was saved wrongly"
         found.append(Finding("zero-change", "info" if steps == [layers["step"].min()] else "error", message, hint))
+    found.extend(_changes(layers, unit))
     if similarity.dropped:
         message = f"most modules have no cosine at {_steps(list(similarity.dropped), unit)}: left out of the series"
         found.append(Finding("checkpoint-undefined", "info", message))
+    return found
+
+
+def _changes(layers: pl.DataFrame, unit: str) -> list[Finding]:
+    """Where a run becomes another one, or stands still."""
+    found = []
+    shape = pl.concat_str("module", "rank", "rows", "columns", separator="|", ignore_nulls=True)
+    make = layers.group_by("step").agg(shape.sort().hash().sum().alias("make")).sort("step")
+    steps = make.filter(pl.col("make") != pl.col("make").shift())["step"].to_list()
+    if steps:
+        message = f"modules, shapes or ranks change at {_steps(steps, unit)}"
+        hint = "two trainings may have written into one folder: give each its own"
+        found.append(Finding("mixed-runs", "warning", message, hint))
+    if "step_size" in layers.columns:
+        still = layers.group_by("step").agg((pl.col("step_size") == 0).all().alias("still")).filter(pl.col("still"))
+        if not still.is_empty():
+            message = (
+                f"the adapter is the same as at the checkpoint before at {_steps(still['step'].sort().to_list(), unit)}"
+            )
+            hint = "it is not being trained, or one state is saved again and again"
+            found.append(Finding("unchanged", "error", message, hint))
     return found
 
 
@@ -77,21 +99,35 @@ def advice(
     return found
 
 
-def message_of(status: Status, count: int, window: Window, notes: RunNotes, options: AssessOptions) -> str:
+def message_of(
+    status: Status, places: pl.DataFrame, series: pl.DataFrame, window: Window, notes: RunNotes, options: AssessOptions
+) -> str:
     """The status in a sentence that says what to do."""
-    needed = max(MINIMUM_CHECKPOINTS, 3 * (window.size or 2) + 3)
-    more = f"; to save more often, {notes.save_more_often}" if notes.save_more_often else ""
+    size, values = window.size or 2, series["cs_fluctuation"].count()
     return {
         "unhealthy": "every saved adapter is zero or not finite: there is nothing to keep",
         "no_base_model": notes.base_problem or "no base model: cosines are not known",
-        "too_few_checkpoints": (
-            f"{count} checkpoint{'' if count == 1 else 's'} with a cosine, a second valley needs {needed} or more{more}"
-        ),
+        "too_few_checkpoints": _too_few(len(places), len(series), size, notes),
         "no_second_valley": (
-            f"CS-Fluctuation has no second valley at a window of {window.size} checkpoints: no turning point seen"
+            f"no second valley in {values} values of CS-Fluctuation at a window of {size} checkpoints; this does not "
+            f"say that nothing is overfitted{f', --window {max(2, size // 2)} sees more' if size > 2 else ''}"
         ),
         "turning_point": f"second valley of CS-Fluctuation found by {options.detector}",
     }[status]
+
+
+def _too_few(there: int, count: int, size: int, notes: RunNotes) -> str:
+    """Why there is no series, or how many checkpoints one needs."""
+    rules = {finding.rule: finding for finding in notes.findings}
+    if count == 0 and (there or notes.findings or notes.skipped):
+        known = next((rules[rule].message for rule in ("module-unread", "step-unknown") if rule in rules), "")
+        lost = f"no checkpoint could be read: {notes.skipped[0].reason}" if notes.skipped else ""
+        return known or lost or NO_SERIES
+    needed = max(MINIMUM_CHECKPOINTS, 3 * size + 3)
+    have = f"{count} checkpoint{'' if count == 1 else 's'} with a cosine, a second valley needs {needed} or more"
+    if count >= MINIMUM_CHECKPOINTS:
+        return f"{have} at a window of {size}: use --window {(count - 3) // 3} or less"
+    return f"{have}; to save more often, {notes.save_more_often}" if notes.save_more_often else have
 
 
 def _steps(steps: list[int], unit: str) -> str:

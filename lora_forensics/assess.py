@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from lora_forensics.advice import NO_SERIES, advice, health, message_of
+from lora_forensics.advice import advice, health, message_of
 from lora_forensics.records import BaseModelSummary, Candidate, Keep, RunNotes, Status, TurningPoint, Verdict
 from lora_forensics.similarity import (
     AssessOptions,
@@ -96,7 +96,6 @@ def assess(
         *findings,
         *advice(places, turning, keep, steps, notes.step_unit),
     ]
-    silent = status == "too_few_checkpoints" and not steps and not places.is_empty()
     name = str(first_known(layers, "run") or first_known(places, "run") or "run")
     verdict = Verdict(
         run=name,
@@ -120,7 +119,7 @@ def assess(
         adapter=_adapter(layers),
         path=notes.path,
         step_unit=notes.step_unit,
-        message=NO_SERIES if silent else message_of(status, len(steps), window, notes, options),
+        message=message_of(status, places, series, window, notes, options),
         versions=versions(),
     )
     return Assessment(verdict, series)
@@ -171,7 +170,7 @@ def _keep(places: pl.DataFrame, turning: TurningPoint | None, broken: list[int])
     logged = places.filter(pl.col("held_out_loss").is_finite())
     whole = logged.filter(~pl.col("step").is_in(broken))
     logged = logged if whole.is_empty() else whole
-    if logged.is_empty():
+    if len(logged) < 2:  # one value compares nothing
         if turning is None:
             return None, {"held_out": None}
         return Keep(turning.checkpoint, turning.step, turning.epoch, "turning_point"), {"held_out": None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 import tempfile
 import traceback
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-EXIT_USAGE, EXIT_BUG, EXIT_INTERRUPTED = 2, 70, 130
+EXIT_USAGE, EXIT_SOME, EXIT_BUG, EXIT_INTERRUPTED = 2, 3, 70, 130
 
 
 class Commands(click.Group):
@@ -31,9 +32,7 @@ class Commands(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run a command; every way out of it has its code."""
         kwargs["standalone_mode"] = False
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):  # a console that cannot spell a name shows its code instead
-                stream.reconfigure(errors="backslashreplace")
+        _repair_streams()
         try:
             result = super().main(*args, **kwargs)
             sys.exit(result if isinstance(result, int) else 0)
@@ -60,6 +59,16 @@ class Commands(click.Group):
                 log.write(traceback.format_exc())
             _complain(f"this is a bug: {type(error).__name__}: {error}", f"please report it with {log.name}")
             sys.exit(EXIT_BUG)
+
+
+def _repair_streams() -> None:
+    """Let printing never fail: streams that the caller closed, and consoles that cannot spell a name."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - as long as we live
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _complain(message: str, hint: str = "") -> None:
@@ -229,9 +238,12 @@ def report(out: Path, reports: tuple[str, ...], as_json: bool, verbose: bool, **
 
     source = click.get_current_context().get_parameter_source
     changed = any(source(name) is not click.core.ParameterSource.DEFAULT for name in settings)
-    summary = run_report(out, _report_names(reports) or tuple(REPORTS), _assess_options(settings) if changed else None)
+    options = _assess_options(settings) if changed else None
+    summary, lost = run_report(out, _report_names(reports) or tuple(REPORTS), options)
     _print_report("json" if as_json else "terminal", summary, verbose=verbose)
-    return 0
+    for entry in lost:
+        _complain(f"{entry.path}: {entry.reason}")
+    return EXIT_SOME if lost else 0
 
 
 @main.command()

@@ -39,7 +39,7 @@ def discover_runs(
         raise UsageError(f"no trainer is called {trainer!r}", f"choose from {', '.join(TRAINERS)}")
     trainers = [TRAINERS[trainer]] if trainer else list(TRAINERS.values())
     names: set[str] = set()
-    for found in _walk(root, trainers, {p.resolve() for p in exclude}):
+    for found in _walk(root, trainers, {Path(os.path.realpath(p)) for p in exclude}):
         if isinstance(found, Run) and not _writable(found):
             yield Skipped(found.path, "its files' names are not UTF-8 and fit no table: rename them")
         elif isinstance(found, Run):
@@ -70,7 +70,7 @@ def _walk(root: Path, trainers: list, excluded: set[Path]) -> Iterator[Run | Ski
     pending = [root]
     while pending:
         path = pending.pop()
-        real = path.resolve()
+        real = Path(os.path.realpath(path))  # resolve() raises on a link to itself
         if real in seen or real in excluded:  # symlinks may form loops
             continue
         seen.add(real)

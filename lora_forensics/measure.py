@@ -171,7 +171,8 @@ def _find_base(
     run: Run, base: str | Path | Sequence[str | Path] | None, known: Measured | None, options: MeasureOptions
 ) -> tuple[BaseModel | None, str]:
     """The base model, or why there is none; where it was the last time counts as a place to look."""
-    given = () if base is None else tuple(Path(b) for b in ([base] if isinstance(base, str | Path) else base))
+    named = [] if base is None else [base] if isinstance(base, str | Path) else base
+    given = tuple(dict.fromkeys(Path(path) for path in named))
     try:
         return find_base(run.base, run.path, options.search_root, given, options.download), ""
     except BaseModelError as error:

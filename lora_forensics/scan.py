@@ -7,38 +7,34 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
-import polars as pl
-
 from lora_forensics.assess import Assessment, assess, versions
 from lora_forensics.discovery import discover_runs, nothing_found
-from lora_forensics.errors import SeriesError, UsageError
+from lora_forensics.errors import BaseModelError, SeriesError, UsageError
 from lora_forensics.measure import MeasureOptions, measure_run
 from lora_forensics.plots import save_plots
-from lora_forensics.records import SCHEMA, Run, RunNotes, Severity, Skipped, Summary, Verdict
-from lora_forensics.reports import REPORTS, to_json
+from lora_forensics.records import SCHEMA, Run, Severity, Skipped, Summary, Verdict
+from lora_forensics.reports import REPORTS
 from lora_forensics.reports.text import count
 from lora_forensics.rules import RULES
-from lora_forensics.series import (
-    CHECKPOINT_COLUMNS,
-    RUN_COLUMNS,
-    SERIES_COLUMNS,
-    Column,
-    read_notes,
-    read_table,
-    schema,
-    write_table,
-    write_text,
-)
+from lora_forensics.series import read_table, write_text
 from lora_forensics.similarity import AssessOptions
-from lora_forensics.tables import LAYER_COLUMNS, Measured
-
-_NOTES = "lora_forensics.run"
-"""Key of a run's notes in the metadata of layers.parquet."""
+from lora_forensics.store import (
+    check_writable,
+    is_saved,
+    load_measured,
+    name_in,
+    reserve,
+    save_assessment,
+    save_measured,
+    save_runs,
+)
+from lora_forensics.tables import Measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,20 +110,22 @@ def scan(paths: Sequence[Path], options: ScanOptions) -> Scan:
         BaseModelError: a base that was given cannot be used.
         SeriesError: OUT cannot be written.
     """
-    runs, skipped = _discover(paths, options)
-    if not runs:
+    found, skipped = _discover(paths, options)
+    if not found:
         raise nothing_found(paths, skipped)
-    _check_writable(options.out)
+    check_writable(options.out)
+    taken: set[str] = set()
+    runs = [(replace(run, name=reserve(run, options.out, taken)), root) for run, root in found]
     verdicts: list[Verdict] = []
     failed: list[tuple[str, str]] = []
     new = known = 0
     for run, root in runs:
         try:
             measured, assessment = _scan_run(run, root, options)
-        except UsageError as error:
+        except (UsageError, BaseModelError) as error:
             if len(runs) == 1:
                 raise
-            skipped.append(Skipped.because(run.path, error))  # an option that fits other runs need not fit this one
+            skipped.append(Skipped.because(run.path, error))  # what fits other runs need not fit this one
             failed.append((run.name, error.message))
             continue
         verdict = assessment.verdict
@@ -161,6 +159,9 @@ def pick_checkpoint(run: Path, options: ScanOptions) -> tuple[Path | None, str]:
         names = ", ".join(sorted(str(place / r.name) for r, _ in wanted)[:5])
         raise UsageError(f"{run} holds {len(wanted)} runs", f"name one of them: {names}")
     chosen, root = wanted[0]
+    check_writable(options.out)
+    known = name_in(options.out, chosen)  # measured by a scan of a folder above: not again under another name
+    chosen = replace(chosen, name=known or reserve(chosen, options.out, set()))
     _, assessment = _scan_run(chosen, root, options)
     keep = assessment.verdict.keep
     if keep is None:
@@ -188,28 +189,34 @@ def load_summary(out: Path) -> Summary:
         raise SeriesError(f"{out} holds no readable summary.json of a scan: {reason}", hint) from error
 
 
-def report(out: Path, reports: Sequence[str], options: AssessOptions | None = None) -> Summary:
-    """Render plots and reports of a scan again, from its tables; with `options`, after a new assessment."""
+def report(out: Path, reports: Sequence[str], options: AssessOptions | None = None) -> tuple[Summary, list[Skipped]]:
+    """Render plots and reports of a scan again, from its tables; with `options`, after a new assessment.
+
+    Also gives the runs whose tables are lost; what the summary says of them is rendered all the same.
+    """
     summary = load_summary(out)
-    verdicts = []
+    verdicts, lost = [], []
     for verdict in summary.runs:
         folder = out / verdict.run
         if not folder.resolve().is_relative_to(out.resolve()):
             raise SeriesError(f"{out}/summary.json names a run outside of its folder: {verdict.run}", "scan again")
         stored = load_measured(folder)
         if stored is None:
-            raise SeriesError(f"{folder} holds no layers.parquet", "scan again")
-        if options is None:
+            lost.append(Skipped(folder, "its tables are missing or damaged: scan again"))
+            verdicts.append(verdict)
+        elif options is None:
             series = read_table(folder / "series.parquet")
             save_plots(folder / "plots", series, stored.layers, stored.checkpoints, verdict)
             verdicts.append(verdict)
         else:
             assessment = assess(stored.layers, stored.checkpoints, stored.notes, options)
-            _save_assessment(folder, stored, assessment)
+            save_assessment(folder, stored, assessment)
             verdicts.append(assessment.verdict)
-    summary = replace(summary, runs=tuple(verdicts))
+    if lost and len(lost) == len(verdicts):
+        raise SeriesError(f"{lost[0].path} holds no layers.parquet", "scan again")
+    summary = replace(summary, runs=tuple(verdicts), skipped=(*summary.skipped, *lost))
     write_reports(summary, reports)
-    return summary
+    return summary, lost
 
 
 def write_reports(summary: Summary, names: Iterable[str]) -> None:
@@ -220,59 +227,28 @@ def write_reports(summary: Summary, names: Iterable[str]) -> None:
         rendered = REPORTS[name]()
         if rendered.filename is not None:
             write_text(summary.folder / rendered.filename, rendered.render(summary))
-    rows = [_run_row(verdict) for verdict in summary.runs]
-    write_table(pl.DataFrame(rows, schema=schema(RUN_COLUMNS)), summary.folder / "runs.parquet", RUN_COLUMNS)
-
-
-def load_measured(folder: Path) -> Measured | None:
-    """What an earlier scan measured of a run; None if there is nothing usable."""
-    try:
-        notes = RunNotes.from_dict(json.loads(read_notes(folder / "layers.parquet")[_NOTES]))
-        return Measured(read_table(folder / "layers.parquet"), read_table(folder / "checkpoints.parquet"), notes)
-    except (SeriesError, KeyError, ValueError, TypeError):
-        return None
+    save_runs(summary.folder, summary.runs)
 
 
 def _discover(paths: Sequence[Path], options: ScanOptions) -> tuple[list[tuple[Run, Path]], list[Skipped]]:
-    """All runs with the folder they were found under, their names unique in OUT; and all that belongs to none."""
+    """All runs with the folder they were found under; and all that belongs to none. Each once, however often named."""
     runs: list[tuple[Run, Path]] = []
-    skipped: list[Skipped] = []
-    taken: dict[str, str] = {}
-    seen: set[Path] = set()
+    skipped: dict[str, Skipped] = {}
+    seen: set[str] = set()
     for path in paths:
-        if path.resolve() == options.out.resolve():
+        if os.path.realpath(path) == os.path.realpath(options.out):
             raise UsageError(
                 f"{path} is also where the output goes, which is never scanned", "choose another folder with --out"
             )
         for found in discover_runs(path, options.trainer, exclude=[options.out]):
             if isinstance(found, Skipped):
-                skipped.append(found)
-            elif not seen.intersection(checkpoint.path.resolve() for checkpoint in found.checkpoints):
-                seen.update(checkpoint.path.resolve() for checkpoint in found.checkpoints)
-                runs.append((replace(found, name=_free_name(found, options.out, taken)), path))
-    return runs, skipped
-
-
-def _free_name(run: Run, out: Path, taken: dict[str, str]) -> str:
-    """The run's name, numbered if another run of this scan, or of an earlier one into OUT, has it."""
-    own = run.path.resolve().as_posix()
-    number, name = 1, run.name
-    while True:
-        stored = taken.get(name.lower()) or _stored_path(out / name)
-        if (out / name).resolve().as_posix() == own:  # OUT holds the run itself: its folder is not ours to write into
-            stored = "the run"
-        if name.lower() not in taken and stored in (None, own):
-            taken[name.lower()] = own
-            return name
-        number += 1
-        name = f"{run.name}-{number}"
-
-
-def _stored_path(folder: Path) -> str | None:
-    try:
-        return str(json.loads((folder / "verdict.json").read_text("utf-8"))["path"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+                skipped.setdefault(os.path.realpath(found.path), found)
+                continue
+            files = {os.path.realpath(checkpoint.path) for checkpoint in (*found.checkpoints, *found.unplaced)}
+            if not seen & files:
+                seen |= files
+                runs.append((found, path))
+    return runs, list(skipped.values())
 
 
 def _scan_run(run: Run, root: Path, options: ScanOptions) -> tuple[Measured, Assessment]:
@@ -282,70 +258,12 @@ def _scan_run(run: Run, root: Path, options: ScanOptions) -> tuple[Measured, Ass
     base: Any = options.base or None
     known = None if options.rescan else stored
     measured = measure_run(run, base, measuring.device, known=known, options=measuring)
+    if base and stored and stored.notes.base.matched and not measured.notes.base.matched:
+        raise BaseModelError(measured.notes.base_problem, "the tables of the earlier scan are kept as they are")
     fresh = measured.new or stored is None or not stored.checkpoints.equals(measured.checkpoints)
-    if fresh:
-        _save_measured(folder, measured)  # before anything else can go wrong
+    if fresh or stored is None or stored.notes != measured.notes:
+        save_measured(folder, measured)  # before anything else can go wrong
     assessment = assess(measured.layers, measured.checkpoints, measured.notes, options.assess)
-    if fresh or _changed(folder, assessment.verdict):
-        _save_assessment(folder, measured, assessment)
+    if fresh or not is_saved(folder, assessment.verdict):
+        save_assessment(folder, measured, assessment)
     return measured, assessment
-
-
-def _changed(folder: Path, verdict: Verdict) -> bool:
-    try:
-        return json.loads((folder / "verdict.json").read_text("utf-8")) != json.loads(to_json(verdict.to_dict()))  # type: ignore[no-any-return]
-    except (OSError, ValueError):
-        return True
-
-
-def _save_measured(folder: Path, measured: Measured) -> None:
-    notes = {_NOTES: json.dumps(measured.notes.to_dict())}
-    # rows first: a scan that dies in between measures again, instead of knowing a checkpoint whose rows are missing
-    write_table(measured.layers, folder / "layers.parquet", LAYER_COLUMNS, notes)
-    write_table(measured.checkpoints, folder / "checkpoints.parquet", CHECKPOINT_COLUMNS)
-
-
-def _save_assessment(folder: Path, measured: Measured, assessment: Assessment) -> None:
-    means = [
-        Column(
-            f"mean_{column.name}", "Float64", f"mean over the modules that are averaged: {column.meaning}", column.unit
-        )
-        for column in LAYER_COLUMNS
-        if f"mean_{column.name}" in assessment.series.columns
-    ]
-    write_table(assessment.series, folder / "series.parquet", (*SERIES_COLUMNS, *means))
-    write_text(folder / "verdict.json", to_json(assessment.verdict.to_dict()))
-    save_plots(folder / "plots", assessment.series, measured.layers, measured.checkpoints, assessment.verdict)
-
-
-def _run_row(verdict: Verdict) -> dict[str, Any]:
-    keep, turning, base = verdict.keep, verdict.turning_point, verdict.base_model.path
-    return {
-        "run": verdict.run,
-        "path": verdict.path and verdict.path.encode("utf-8", "backslashreplace").decode(),
-        "trainer": verdict.trainer,
-        "adapter": verdict.adapter,
-        "status": verdict.status,
-        "checkpoints": verdict.checkpoints,
-        "keep": keep.checkpoint if keep else None,
-        "keep_step": keep.step if keep else None,
-        "rests_on": keep.rests_on if keep else None,
-        "turning_point_step": turning.step if turning else None,
-        "last_is_past_turning_point": verdict.last_is_past_turning_point,
-        "window": verdict.window,
-        "detector": verdict.detector,
-        "similarity": verdict.similarity,
-        "base_model": base and base.encode("utf-8", "backslashreplace").decode(),
-    }
-
-
-def _check_writable(out: Path) -> None:
-    """Fail before hours of measuring, not after."""
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file, not a folder to write into", "choose another place with --out")
-    probe = out / ".writable"
-    try:
-        write_text(probe, "")
-    except SeriesError as error:
-        raise SeriesError(error.message.replace(str(probe), str(out), 1), error.hint) from error
-    probe.unlink(missing_ok=True)

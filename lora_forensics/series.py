@@ -6,9 +6,11 @@ metadata, and is written beside its place and renamed, so that a killed scan lea
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +20,9 @@ import polars as pl
 
 from lora_forensics.errors import SeriesError
 from lora_forensics.records import SCHEMA
+
+_TEMPORARY = ".tmp"
+_STALE_SECONDS = 600
 
 _UNREADABLE = (OSError, ValueError, pl.exceptions.PolarsError, pl.exceptions.PanicException)
 """What polars raises on a damaged file; a panic is no `Exception` and would pass every other handler."""
@@ -194,7 +199,8 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        _remove_leftovers(path)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_TEMPORARY, dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
                 write(file)
@@ -205,7 +211,13 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
-    except OSError as error:
-        raise SeriesError(
-            f"{path} cannot be written: {error.strerror or error}", "choose another folder with --out"
-        ) from error
+    except (OSError, pl.exceptions.PolarsError) as error:  # polars wraps a full disk
+        reason = getattr(error, "strerror", None) or error
+        raise SeriesError(f"{path} cannot be written: {reason}", "choose another folder with --out") from error
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Delete what a killed scan left behind of this file; a scan that runs beside this one is not that old."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*{_TEMPORARY}"):
+        if leftover.stat().st_mtime < time.time() - _STALE_SECONDS:
+            leftover.unlink(missing_ok=True)

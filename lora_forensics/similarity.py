@@ -55,7 +55,7 @@ class AssessOptions:
             if value not in known:
                 raise UsageError(f"no {what} is called {value!r}", f"choose from {', '.join(known)}")
         if self.window not in ("auto", "epoch"):
-            if not self.window.isdecimal():
+            if not self.window.isdecimal() or len(self.window) > 9:
                 raise UsageError(
                     f"window {self.window!r} is neither auto, epoch nor a number of checkpoints",
                     "use --window auto, or a whole number such as --window 5",

@@ -99,7 +99,7 @@ def read_header(path: Path) -> Header:
         raise CheckpointError(f"{path}: truncated inside its header ({size} bytes)", "copy or download it again")
     try:
         metadata, tensors = _split_header(raw.decode("utf-8"))
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path}: its header is not a safetensors header") from error
     expected = 8 + length + tensors.end
     if size != expected:

@@ -5,6 +5,7 @@ A unit is a picklable value and `measure_unit` is at the top level, so that any 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -87,20 +88,30 @@ def measure_unit(unit: Unit, advance: Callable[[float], None] | None = None) -> 
     loaded = [entry for index in range(len(unit.checkpoints)) if (entry := _load(unit, index, result)) is not None]
     modules = {name: module for entry in loaded for name, module in entry.layout.modules.items()}
     base = _open_base(unit.base, unit.base_fingerprint) if unit.base else None
-    shapes = {name: (module.layout.rows, module.layout.columns) for name, module in modules.items()}
-    resolved = base.resolve(shapes) if base else {}
+    references = _references(base, loaded) if base else {}
     share = (len(unit.checkpoints) - unit.lead) / max(len(modules), 1)
     with full_precision():
         for name in modules:
-            found = resolved.get(name)
-            if isinstance(found, Unresolved):
-                result.notices.unresolved[name] = found.reason
-            ref = found if isinstance(found, WeightRef) else None
             for group in _groups(name, loaded):
+                layout = group[0].module.layout
+                found = references.get((name, layout.rows, layout.columns))
+                if isinstance(found, Unresolved):
+                    result.notices.unresolved[name] = found.reason
+                ref = found if isinstance(found, WeightRef) else None
                 _measure_group(unit, group, base, ref, result)
             if advance is not None:
                 advance(share)
     return result
+
+
+def _references(base: BaseModel, loaded: list[_Loaded]) -> dict[tuple[str, int, int], WeightRef | Unresolved]:
+    """The weight below every module in every shape that it has: two trainings may share a folder."""
+    found: dict[tuple[str, int, int], WeightRef | Unresolved] = {}
+    for layout in {id(entry.layout): entry.layout for entry in loaded}.values():
+        shapes = {name: (module.layout.rows, module.layout.columns) for name, module in layout.modules.items()}
+        new = {name: shape for name, shape in shapes.items() if (name, *shape) not in found}
+        found.update({(name, *shapes[name]): ref for name, ref in base.resolve(new).items()} if new else {})
+    return found
 
 
 def _load(unit: Unit, index: int, result: UnitResult) -> _Loaded | None:
@@ -108,6 +119,8 @@ def _load(unit: Unit, index: int, result: UnitResult) -> _Loaded | None:
     try:
         file = open_tensors(checkpoint.path)
         layout = read_layout(file.infos)
+        if not layout.modules and not layout.unread:
+            raise CheckpointError("no adapter in it: none of its tensors is one that an adapter writes")
         settings = read_settings(checkpoint.config, file.metadata)
         # in the file's own order: one pass over the disk
         owners = {key: (name, role) for name, module in layout.modules.items() for role, key in module.keys.items()}
@@ -121,7 +134,7 @@ def _load(unit: Unit, index: int, result: UnitResult) -> _Loaded | None:
         return None
     sizes: dict[str, int] = {}
     for info in file.infos.values():
-        sizes[info.dtype] = sizes.get(info.dtype, 0) + torch.Size(info.shape).numel()
+        sizes[info.dtype] = sizes.get(info.dtype, 0) + math.prod(info.shape)
     if index >= unit.lead:
         result.dtypes[checkpoint.name] = max(sizes, key=lambda dtype: sizes[dtype], default="")
     notices = result.notices

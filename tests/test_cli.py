@@ -526,6 +526,8 @@ def test_report_says_which_table_is_missing(scanned: tuple[Path, Path, Result], 
     (copy / "b" / "series.parquet").write_bytes(b"garbage")
     said(call("report", copy), 2, "series.parquet", "--rescan")
     (copy / "b" / "layers.parquet").unlink()
+    said(call("report", copy), 3, "b: its tables are missing", "scan again")
+    (copy / "a" / "layers.parquet").unlink()
     said(call("report", copy), 2, "layers.parquet", "scan again")
 
 

@@ -57,7 +57,6 @@ def test_the_sample_runs_are_found_once(sample_runs: Path) -> None:
         assert steps == sorted(set(steps))
         assert run.base.name
         assert run.steps_per_epoch
-        assert run.train_samples
         assert all(checkpoint.learning_rate is not None for checkpoint in run.checkpoints)
     assert all(entry.expected for entry in skipped)
 

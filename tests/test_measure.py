@@ -314,6 +314,23 @@ def test_a_module_of_an_unread_kind_is_left_out_and_named(tmp_path: Path) -> Non
     assert any(f.rule == "module-unread" and "dora_scale" in f.hint for f in measured.notes.findings)
 
 
+def test_two_models_in_one_folder_are_measured_each_on_its_own(tmp_path: Path) -> None:
+    """A module of another shape takes nothing from its namesake, whatever the memory; and it is told."""
+    good = peft_run(tmp_path / "a", tiny_llama(), steps=range(10, 60, 10))
+    other = peft_run(tmp_path / "b", tiny_llama(hidden_size=32), steps=[60, 70])
+    for step in other.steps:
+        shutil.copytree(other.path / f"checkpoint-{step}", good.path / f"checkpoint-{step}")
+    run = discover(good.path)
+    for memory in (1, 1 << 30):
+        measured = measure_run(run, good.base, options=MeasureOptions(memory=memory))
+        assert worst_error(good, measured) < 2e-8
+        late = measured.layers.filter(pl.col("step") > 50)
+        assert late["cosine"].null_count() == len(late)
+    verdict = lf.assess_run(measured.layers, measured.checkpoints, notes=measured.notes)
+    (finding,) = [finding for finding in verdict.findings if finding.rule == "mixed-runs"]
+    assert "step 60" in finding.message
+
+
 def test_a_rank_that_changes_inside_a_run_is_measured(tmp_path: Path) -> None:
     """Checkpoints of another rank are a batch of their own; only the movement across the change is undefined."""
     base = kohya_base(tmp_path / "base")

@@ -10,6 +10,9 @@ from itertools import pairwise
 
 from lora_forensics.values import as_count, as_number
 
+_ABSURD = 1e30
+"""No rate and no loss is that large; numbers near the end of the range overflow whatever is done with them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Curve:
@@ -24,7 +27,7 @@ class Curve:
         known: dict[int, float] = {}
         for step, value in points:
             at, number = as_count(step), as_number(value)
-            if at is not None and number is not None:
+            if at is not None and number is not None and abs(number) < _ABSURD:
                 known[at] = number
         steps = tuple(sorted(known))
         return cls(steps, tuple(known[step] for step in steps))

@@ -148,7 +148,7 @@ def _left_out(checkpoint: Checkpoint, by_step: dict[int, Checkpoint]) -> Finding
             "step-unknown",
             "warning",
             f"{checkpoint.name}: its training step cannot be known; it is left out of the series",
-            "save with metadata, or give it the step in its name as the trainer does",
+            "keep what tells it: trainer_state.json beside it (PEFT), or the metadata (kohya)",
         )
     other = by_step[checkpoint.step].name
     return Finding(

@@ -15,12 +15,13 @@ from typing import Any
 from lora_forensics.checkpoints.history import Curve
 from lora_forensics.checkpoints.interface import Folder, place, stat_checkpoint, with_rates
 from lora_forensics.errors import CheckpointError
-from lora_forensics.records import BaseReference, Checkpoint, Run, Skipped
+from lora_forensics.records import BaseReference, Checkpoint, Finding, Run, Skipped
 from lora_forensics.values import as_count, as_number, read_object
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d{1,15})")
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _CONFIG = "adapter_config.json"
+_EVALUATION = re.compile(r"eval_(?:.+_)?loss")
 _STATE = "trainer_state.json"
 _COMPANIONS = re.compile(r"(optimizer|scheduler|scaler|training_args|rng_state.*)\.(pt|pth|bin)$")
 
@@ -77,10 +78,9 @@ class PeftTrainer:
             checkpoints=_logged(placed.checkpoints, state, per_epoch),
             unplaced=placed.unplaced,
             steps_per_epoch=per_epoch,
-            train_samples=as_count(per_epoch * batch) if per_epoch and batch else None,
             batch_size=batch,
             base=_base(found[0].config),
-            findings=placed.findings,
+            findings=(*placed.findings, *_elsewhere(placed.checkpoints, state)),
             skipped=tuple(skipped),
             save_more_often=self.save_more_often,
         )
@@ -116,12 +116,11 @@ def _logged(
     checkpoints: tuple[Checkpoint, ...], state: dict[str, Any], per_epoch: float | None
 ) -> tuple[Checkpoint, ...]:
     """The checkpoints with what the trainer logged at their steps."""
-    log = state.get("log_history")
-    log = [entry for entry in log if isinstance(entry, dict)] if isinstance(log, list) else []
-    epochs, rates, losses, held_out = (
-        Curve.of((entry.get("step"), entry.get(key)) for entry in log)
-        for key in ("epoch", "learning_rate", "loss", "eval_loss")
+    log = _log(state)
+    epochs, rates, losses = (
+        Curve.of((entry.get("step"), entry.get(key)) for entry in log) for key in ("epoch", "learning_rate", "loss")
     )
+    held_out = _held_out(state)
     filled = []
     for checkpoint in checkpoints:
         step = checkpoint.step or 0
@@ -135,6 +134,37 @@ def _logged(
             )
         )
     return with_rates(filled, rates)
+
+
+def _log(state: dict[str, Any]) -> list[dict[str, Any]]:
+    log = state.get("log_history")
+    return [entry for entry in log if isinstance(entry, dict)] if isinstance(log, list) else []
+
+
+def _held_out(state: dict[str, Any]) -> Curve:
+    """`eval_loss`; with several evaluation sets (`eval_<name>_loss`) their mean where all were evaluated."""
+    log = _log(state)
+    names = sorted({key for entry in log for key in entry if _EVALUATION.fullmatch(str(key))})
+    names = ["eval_loss"] if "eval_loss" in names else names
+    curves = [Curve.of((entry.get("step"), entry.get(name)) for entry in log) for name in names]
+    steps = set.intersection(*(set(curve.steps) for curve in curves)) if curves else set()
+    return Curve.of((step, sum(curve.at(step) or 0.0 for curve in curves) / len(curves)) for step in steps)
+
+
+def _elsewhere(checkpoints: tuple[Checkpoint, ...], state: dict[str, Any]) -> list[Finding]:
+    """A finding if the lowest held-out loss was logged at a step that was not saved."""
+    held_out = _held_out(state)
+    saved = {checkpoint.step for checkpoint in checkpoints}
+    if not held_out.steps:
+        return []
+    best = min(range(len(held_out.steps)), key=lambda index: held_out.values[index])
+    step, loss = held_out.steps[best], held_out.values[best]
+    if step in saved:
+        return []
+    common = sum(other in saved for other in held_out.steps)
+    message = f"the lowest held-out loss, {loss:.4g}, was logged at step {step}, which was not saved"
+    message += f"; {common or 'none'} of {len(held_out.steps)} evaluations fall on saved checkpoints"
+    return [Finding("held-out-elsewhere", "warning", message, "set eval_steps to save_steps")]
 
 
 def _base(config: Path | None) -> BaseReference:

@@ -48,8 +48,31 @@ def test_the_newest_history_tells_all(run_folder: Path) -> None:
     assert [c.epoch for c in run.checkpoints] == [0.5, 1.0, 1.5, 2.0, 2.5]
     assert {c.learning_rate for c in run.checkpoints} == {1e-3}
     assert run.checkpoints[-1].dose == pytest.approx(0.05)
-    assert (run.steps_per_epoch, run.batch_size, run.train_samples) == (20, 2, 40)
+    assert (run.steps_per_epoch, run.batch_size, run.train_samples) == (20, 2, None)
     assert (run.base.name, run.base.revision) == ("org/model", "main")
+
+
+def test_several_evaluation_sets_count_by_their_mean(run_folder: Path) -> None:
+    """eval_dataset={...} logs eval_<name>_loss; only steps where all were evaluated count."""
+    log = [{"step": s, "eval_a_loss": s / 100} for s in (10, 20, 30)] + [
+        {"step": s, "eval_b_loss": 1.0} for s in (10, 20)
+    ]
+    (run_folder / "checkpoint-50" / "trainer_state.json").write_text(
+        json.dumps({"global_step": 50, "log_history": log})
+    )
+    assert [c.held_out_loss for c in only(run_folder).checkpoints] == [0.55, 0.6, None, None, None]
+
+
+def test_a_best_loss_between_checkpoints_is_said(run_folder: Path) -> None:
+    """The lowest evaluation was not saved: the person should know that keep is the best of the rest."""
+    log = [{"step": s, "eval_loss": abs(s - 25) / 10} for s in (5, 10, 15, 20, 25, 30)]
+    (run_folder / "checkpoint-50" / "trainer_state.json").write_text(
+        json.dumps({"global_step": 50, "log_history": log})
+    )
+    (finding,) = only(run_folder).findings
+    assert finding.rule == "held-out-elsewhere"
+    assert "step 25" in finding.message
+    assert "3 of 6" in finding.message
 
 
 def test_bare_nan_tokens_are_tolerated(run_folder: Path) -> None:

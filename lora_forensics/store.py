@@ -1,0 +1,156 @@
+"""OUT: one folder a run, with tables, verdict and plots, so that a later scan knows what was measured."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from lora_forensics.assess import Assessment
+from lora_forensics.errors import SeriesError, UsageError
+from lora_forensics.plots import save_plots
+from lora_forensics.records import Run, RunNotes, Verdict
+from lora_forensics.reports import to_json
+from lora_forensics.series import (
+    CHECKPOINT_COLUMNS,
+    RUN_COLUMNS,
+    SERIES_COLUMNS,
+    Column,
+    read_notes,
+    read_table,
+    schema,
+    write_table,
+    write_text,
+)
+from lora_forensics.tables import LAYER_COLUMNS, Measured
+
+_NOTES = "lora_forensics.run"
+"""Key of a run's notes in the metadata of layers.parquet."""
+_OWNER = "run.txt"
+"""File in a run's folder that says which run it is of; written first, so that no other scan takes the name."""
+_RESULTS = ("series.parquet", "plots/similarity.png", "plots/similarity.svg", "plots/modules.png", "plots/modules.svg")
+
+
+def check_writable(out: Path) -> None:
+    """Fail before hours of measuring, not after.
+
+    Raises:
+        UsageError: OUT is a file.
+        SeriesError: it cannot be written.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file, not a folder to write into", "choose another place with --out")
+    probe = out / ".writable"
+    try:
+        write_text(probe, "")
+    except SeriesError as error:
+        raise SeriesError(error.message.replace(str(probe), str(out), 1), error.hint) from error
+    probe.unlink(missing_ok=True)
+
+
+def reserve(run: Run, out: Path, taken: set[str]) -> str:
+    """A name for the run in OUT that no other run has, numbered if need be; the same at the next scan."""
+    own = os.path.realpath(run.path)
+    number, name = 1, run.name
+    while True:
+        folder = out / name
+        # OUT may hold the run itself: its folder is not ours to write into
+        if name.lower() not in taken and os.path.realpath(folder) != own and _owner(folder, own) == own:
+            taken.add(name.lower())
+            return name
+        number += 1
+        name = f"{run.name}-{number}"
+
+
+def name_in(out: Path, run: Run) -> str | None:
+    """The name that the last scan into OUT gave to a run, if it was found under another folder then."""
+    try:
+        rows = read_table(out / "runs.parquet").select("run", "path").iter_rows()
+    except (SeriesError, pl.exceptions.PolarsError):
+        return None
+    tail, own = run.name.rpartition("/")[2], os.path.realpath(run.path)
+    # a PEFT run is called by its folder, runs of kohya by their stems
+    return next((name for name, path in rows if path == own and name.rpartition("/")[2] in (tail, run.path.name)), None)
+
+
+def load_measured(folder: Path) -> Measured | None:
+    """What an earlier scan measured of a run; None if there is nothing usable."""
+    try:
+        notes = RunNotes.from_dict(json.loads(read_notes(folder / "layers.parquet")[_NOTES]))
+        return Measured(read_table(folder / "layers.parquet"), read_table(folder / "checkpoints.parquet"), notes)
+    except (SeriesError, KeyError, ValueError, TypeError):
+        return None
+
+
+def save_measured(folder: Path, measured: Measured) -> None:
+    """Write the tables of the measuring half."""
+    notes = {_NOTES: json.dumps(measured.notes.to_dict())}
+    # rows first: a scan that dies in between measures again, instead of knowing a checkpoint whose rows are missing
+    write_table(measured.layers, folder / "layers.parquet", LAYER_COLUMNS, notes)
+    write_table(measured.checkpoints, folder / "checkpoints.parquet", CHECKPOINT_COLUMNS)
+
+
+def save_assessment(folder: Path, measured: Measured, assessment: Assessment) -> None:
+    """Write series, plots and verdict; the verdict last, for it says that the rest is there."""
+    means = [
+        Column(f"mean_{c.name}", "Float64", f"mean over the modules that are averaged: {c.meaning}", c.unit)
+        for c in LAYER_COLUMNS
+        if f"mean_{c.name}" in assessment.series.columns
+    ]
+    write_table(assessment.series, folder / "series.parquet", (*SERIES_COLUMNS, *means))
+    save_plots(folder / "plots", assessment.series, measured.layers, measured.checkpoints, assessment.verdict)
+    write_text(folder / "verdict.json", to_json(assessment.verdict.to_dict()))
+
+
+def is_saved(folder: Path, verdict: Verdict) -> bool:
+    """Whether this verdict and all that belongs to it lie in the folder."""
+    try:
+        stored = (folder / "verdict.json").read_text("utf-8")
+    except (OSError, ValueError):
+        return False
+    return stored == to_json(verdict.to_dict()) and all((folder / name).exists() for name in _RESULTS)
+
+
+def save_runs(out: Path, verdicts: Iterable[Verdict]) -> None:
+    """Write runs.parquet."""
+    table = pl.DataFrame([_row(verdict) for verdict in verdicts], schema=schema(RUN_COLUMNS))
+    write_table(table, out / "runs.parquet", RUN_COLUMNS)
+
+
+def _owner(folder: Path, own: str) -> str:
+    """Which run a folder of OUT is of; `own` takes it if it is of none."""
+    path = folder / _OWNER
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        with path.open("x", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(own)
+    try:
+        return path.read_text("utf-8", "surrogateescape")
+    except OSError:
+        return own  # nothing can be written here: the error comes with the first table
+
+
+def _row(verdict: Verdict) -> Mapping[str, Any]:
+    keep, turning = verdict.keep, verdict.turning_point
+    return {
+        "run": verdict.run,
+        "path": verdict.path and verdict.path.encode("utf-8", "backslashreplace").decode(),
+        "trainer": verdict.trainer,
+        "adapter": verdict.adapter,
+        "status": verdict.status,
+        "checkpoints": verdict.checkpoints,
+        "keep": keep.checkpoint if keep else None,
+        "keep_step": keep.step if keep else None,
+        "rests_on": keep.rests_on if keep else None,
+        "turning_point_step": turning.step if turning else None,
+        "last_is_past_turning_point": verdict.last_is_past_turning_point,
+        "window": verdict.window,
+        "detector": verdict.detector,
+        "similarity": verdict.similarity,
+        "base_model": verdict.base_model.path and verdict.base_model.path.encode("utf-8", "backslashreplace").decode(),
+    }

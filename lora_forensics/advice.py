@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import polars as pl
 
@@ -67,23 +69,32 @@ def _changes(layers: pl.DataFrame, unit: str) -> list[Finding]:
 
 
 def advice(
-    places: pl.DataFrame, turning: TurningPoint | None, keep: Keep | None, steps: list[int], unit: str = "step"
+    places: pl.DataFrame,
+    turning: TurningPoint | None,
+    keep: Keep | None,
+    similarity: Similarity,
+    evidence: dict[str, Any],
+    unit: str = "step",
 ) -> list[Finding]:
     """What a person should know before acting on the verdict."""
     found = []
-    gaps = np.diff(steps)
-    if turning is not None and gaps.max() > 1.1 * gaps.min():
-        gap = f"{gaps.min()} to {gaps.max()} {unit}s apart"
-        message = f"checkpoints are unevenly spaced ({gap}); the window counts checkpoints"
+    if similarity.gaps:
+        low, high = similarity.gaps
+        message = f"checkpoints are {low} to {high} {unit}s apart: CS is interpolated to even steps"
         found.append(Finding("uneven-cadence", "warning", message, "save at one interval"))
     if turning is not None and keep is not None and keep.rests_on == "turning_point":
-        message = "a second valley is weak evidence: a random walk has one too, at a place set by the window"
+        band = evidence.get("null_band")
+        if band and not evidence["inside_null_band"]:
+            message = f"a random walk would turn between {unit}s {band[0]} and {band[1]}: this lies outside of it"
+        elif band:
+            message = f"a random walk turns between {unit}s {band[0]} and {band[1]}, too: no evidence beyond the window"
+        else:
+            message = "a second valley is weak evidence: a random walk has one too, at a place set by the window"
         hint = f"compare {turning.checkpoint} with its neighbours on a few samples that were not trained on"
-        if len(steps) < FEW_CHECKPOINTS:
-            hint += (
-                f"; with fewer than {FEW_CHECKPOINTS} checkpoints, picks were no better than the middle one in tests"
-            )
+        if len(similarity.frame) < FEW_CHECKPOINTS:
+            hint += f"; below {FEW_CHECKPOINTS} checkpoints, picks were no better than the middle one in tests"
         found.append(Finding("weak-evidence", "info", message, hint))
+        found.extend(_schedule(places, turning))
     held_out = keep is not None and keep.rests_on == "held_out_loss"
     past = keep.step if held_out and keep else turning.step if turning else None
     last = places["step"][-1] if len(places) else 0
@@ -97,6 +108,21 @@ def advice(
             )
         )
     return found
+
+
+def _schedule(places: pl.DataFrame, turning: TurningPoint) -> list[Finding]:
+    """A finding if the turning point rests on checkpoints in the warm-up, or behind the decay, of the rate."""
+    rates = places["learning_rate"].to_numpy()
+    seen = rates[places["step"].is_between(turning.step, turning.support_end_step).to_numpy()]
+    peak = np.nanmax(rates, initial=0.0)
+    if seen.size < 2 or not np.isfinite(seen).all() or not peak > 0:
+        return []
+    if seen[0] < 0.9 * peak and (np.diff(seen) >= 0).all() and seen[-1] > seen[0]:
+        return [Finding("follows-schedule", "warning", "the turning point lies in the warm-up of the learning rate")]
+    if seen.max() < 0.1 * peak:
+        message = "the turning point lies where the learning rate has decayed below a tenth: everything settles there"
+        return [Finding("follows-schedule", "warning", message)]
+    return []
 
 
 def message_of(

@@ -11,19 +11,22 @@ import numpy as np
 import polars as pl
 
 from lora_forensics.advice import advice, health, message_of
+from lora_forensics.detectors import DETECTORS, Curve
+from lora_forensics.evidence import agreement, by_group, layer_interval, null_band, window_sweep
 from lora_forensics.records import BaseModelSummary, Candidate, Keep, RunNotes, Status, TurningPoint, Verdict
 from lora_forensics.similarity import (
     AssessOptions,
+    Similarity,
     Window,
     choose_window,
     complete,
+    curve_of,
     first_known,
-    fluctuation_of,
     places_of,
     scope_of,
+    series_of,
     similarity_of,
 )
-from lora_forensics.turning_point import DETECTORS
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,7 @@ def assess_run(
         checkpoints: checkpoints.parquet; may be left out.
         notes: what a measured run knows besides its tables.
         window: `auto`, `epoch` or a number of checkpoints.
-        detector: a name in `turning_point.DETECTORS`.
+        detector: a name in `detectors.DETECTORS`.
         similarity: `flat` (Eq. 2) or `rowwise` (the released language-model code).
         component: components that enter CS; `all` for all.
         learning_rate: overrules the recorded rates.
@@ -81,12 +84,15 @@ def assess(
     steps = similarity.frame["step"].to_list()
     cadence = float(np.median(np.diff(steps))) if len(steps) > 1 else None
     window = choose_window(options.window, len(steps), cadence, first_known(places, "steps_per_epoch"))
-    series, findings = fluctuation_of(similarity.frame, window, options)
-    turning = _turning_point(series, window, options)
+    curve, findings = curve_of(similarity, window.size, options) if window.size and steps else (None, [])
+    series = series_of(similarity.frame, curve)
+    turning = _turning_point(series, curve, options)
     scope, _ = scope_of(layers, options)
     status = _status(scope, series, window, turning)
     turning = turning if status == "turning_point" else None
     keep, evidence = _keep(places, turning, _broken(layers, places))
+    if turning is not None and curve is not None:
+        evidence |= _describe(similarity, series, curve, turning, options.detector)
     evidence["valleys"] = series.filter(pl.col("valley").is_not_null())["step"].to_list()
     evidence["steps"] = [places["step"][0], places["step"][-1]] if len(places) else None
     evidence["alignment"] = "value j is computed from checkpoints j .. j+3M-2 and belongs to checkpoint j"
@@ -94,7 +100,7 @@ def assess(
         *notes.findings,
         *health(layers, similarity, notes.step_unit),
         *findings,
-        *advice(places, turning, keep, steps, notes.step_unit),
+        *advice(places, turning, keep, similarity, evidence, notes.step_unit),
     ]
     name = str(first_known(layers, "run") or first_known(places, "run") or "run")
     verdict = Verdict(
@@ -136,14 +142,32 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _turning_point(series: pl.DataFrame, window: Window, options: AssessOptions) -> TurningPoint | None:
-    values = series["cs_fluctuation"].drop_nulls().to_numpy()
-    found = DETECTORS[options.detector].find(values)
-    if found is None or window.size is None:
+def _turning_point(series: pl.DataFrame, curve: Curve | None, options: AssessOptions) -> TurningPoint | None:
+    found = DETECTORS[options.detector](curve) if curve is not None else None
+    if found is None:
         return None
-    row = series.row(found, named=True)
-    end = series["step"][found + 3 * window.size - 2]
-    return TurningPoint(found, row["step"], row["epoch"], row["checkpoint"], end)
+    row = series.row(found.index, named=True)
+    return TurningPoint(found.index, row["step"], row["epoch"], row["checkpoint"], series["step"][found.support_end])
+
+
+def _describe(
+    similarity: Similarity, series: pl.DataFrame, curve: Curve, turning: TurningPoint, detector: str
+) -> dict[str, Any]:
+    """What chance, other windows, other modules and other quantities say."""
+    steps, saved = series["step"].to_list(), list(similarity.saved)
+    cosines = np.array(similarity.modules["cosines"].to_list())
+    null = null_band(curve, steps, saved, detector)
+    band = null["null_band"]
+    return {
+        **null,
+        "inside_null_band": None if band is None else band[0] <= turning.step <= band[1],
+        "window_sweep": window_sweep(curve, steps, detector),
+        "layer_interval": layer_interval(curve, cosines, steps, detector),
+        "components": by_group(curve, similarity.modules, steps, detector, "component"),
+        "roles": by_group(curve, similarity.modules, steps, detector, "role"),
+        "agreement": agreement(series),
+        "noise": similarity.noise,
+    }
 
 
 def _status(scope: pl.DataFrame, series: pl.DataFrame, window: Window, turning: TurningPoint | None) -> Status:
@@ -173,7 +197,8 @@ def _keep(places: pl.DataFrame, turning: TurningPoint | None, broken: list[int])
     if len(logged) < 2:  # one value compares nothing
         if turning is None:
             return None, {"held_out": None}
-        return Keep(turning.checkpoint, turning.step, turning.epoch, "turning_point"), {"held_out": None}
+        saved = places.filter(pl.col("checkpoint") == turning.checkpoint).row(0, named=True)
+        return Keep(turning.checkpoint, saved["step"], saved["epoch"], "turning_point"), {"held_out": None}
     best = logged.sort("held_out_loss", "step").row(0, named=True)
     losses = dict(logged.select("step", "held_out_loss").iter_rows())
     held_out = {

@@ -21,6 +21,8 @@ from torch import Tensor
 
 WORKING_BYTES = 128 << 20
 """Memory that the temporaries of one block of rows may take."""
+_ROUNDING = 0.23
+"""Rounding moves a number by up to eps / 2 of its binade: over numbers of all sizes about 0.23 eps of it (rms)."""
 SMALL_WEIGHT = 1 << 18
 """Up to this many entries of W the product runs in float64: rounding of few terms does not average out."""
 
@@ -57,6 +59,8 @@ class Moments:
     """(c,) |D_previous|^2; NaN where there is none."""
     nonfinite: Tensor
     """(c,) number of NaN or Inf entries in the module's tensors."""
+    dot_noise: Tensor
+    """(c,) standard deviation of <D,W> from rounding the stored tensors; NaN without a base model."""
 
     @property
     def norm2(self) -> Tensor:
@@ -80,6 +84,7 @@ class LowRankChange:
         self._scale = scale
         self._lead = lead
         self._swapped = swapped
+        self._rounding = _ROUNDING * torch.finfo(down.dtype).eps
         down, up = widened(down), widened(up)
         self._nonfinite = _count_nonfinite(down) + _count_nonfinite(up) + _count_nonfinite(scale[:, None])
         self._down = _mask(down, self._nonfinite)
@@ -94,7 +99,7 @@ class LowRankChange:
         gram_down, cross_down = _grams(down.mT)
         gram_up, cross_up = _grams(up)
         lead = self._lead
-        w2, dot, d2 = self._row_moments(weight, down[lead:], up[lead:], gram_down[lead:], device)
+        w2, dot, d2, terms2 = self._row_moments(weight, down[lead:], up[lead:], gram_down[lead:], device)
         inner, previous = self._movement(gram_up, gram_down, cross_up, cross_down, scale)
         scale = scale[lead:]
         norms = [_trace(gram)[lead:].sqrt().where(~scale.isnan(), torch.nan) for gram in (gram_down, gram_up)]
@@ -109,18 +114,21 @@ class LowRankChange:
             inner_previous=inner[lead:].cpu(),
             previous_norm2=previous[lead:].cpu(),
             nonfinite=self._nonfinite[lead:],
+            # <D,W> is a sum over the entries of B, and one over those of A with terms of the same size on average
+            dot_noise=(self._rounding * (2 * terms2).sqrt() * scale.abs()).cpu(),
         )
 
     def _row_moments(
         self, weight: Weight | None, down: Tensor, up: Tensor, gram: Tensor, device: torch.device
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """w2 (rows,), dot and d2 (c, rows), unscaled, by blocks of rows."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """w2 (rows,), dot and d2 (c, rows), and the sum of squares (c,) of the terms of dot; unscaled, by blocks."""
         count, rows, rank = up.shape
         columns, wide = down.shape[2], down.device
         factors = _operand(down.reshape(count * rank, columns), rows * columns, device)
         d2 = torch.empty(count, rows, dtype=torch.float64, device=wide)
         w2 = torch.full((rows,), torch.nan, dtype=torch.float64, device=wide)
         dot = torch.full_like(d2, torch.nan)
+        terms2 = torch.full((count,), torch.nan if weight is None else 0.0, dtype=torch.float64, device=wide)
         for start, stop in _blocks(rows, 8 * columns + 24 * count * rank):
             block = up[:, start:stop].double()
             d2[:, start:stop] = ((block @ gram) * block).sum(dim=-1)
@@ -129,8 +137,10 @@ class LowRankChange:
             frozen = widened(weight.read(start, stop)).to(wide)
             w2[start:stop] = torch.linalg.vector_norm(frozen, dim=1, dtype=torch.float64).square()
             product = _product(frozen, factors).to(wide).double().view(stop - start, count, rank)
-            dot[:, start:stop] = torch.einsum("ncr,cnr->cn", product, block)
-        return w2, dot, d2
+            terms = product.transpose(0, 1) * block
+            dot[:, start:stop] = terms.sum(dim=-1)
+            terms2 += terms.square().sum(dim=(-2, -1))
+        return w2, dot, d2, terms2
 
     @staticmethod
     def _movement(

@@ -22,7 +22,8 @@ RULES: dict[str, str] = {
     "held-out-elsewhere": "held-out loss was lowest at a step that was not saved",
     "mixed-runs": "modules, shapes or ranks change inside a run",
     "unchanged": "checkpoints that equal the one before them",
-    "uneven-cadence": "checkpoints at uneven intervals",
+    "uneven-cadence": "checkpoints at uneven intervals, interpolated",
+    "follows-schedule": "a turning point that may only follow warm-up or decay of the learning rate",
     "weak-evidence": "the answer rests on a second valley alone",
     "last-is-past": "training went on past the checkpoint to keep",
 }

@@ -125,6 +125,7 @@ SERIES_COLUMNS = (
     Column(
         "support_end_step", "Int64", "step of the last checkpoint that cs_fluctuation here is computed from", "steps"
     ),
+    Column("interpolated", "Boolean", "nothing was saved at this step: values lie between those of its neighbours"),
 )
 """Columns of series.parquet; `mean_<metric>` columns follow, the mean of every metric over the same modules."""
 

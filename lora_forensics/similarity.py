@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import polars as pl
 
+from lora_forensics.detectors import DETECTORS, Curve
 from lora_forensics.errors import SeriesError, UsageError
 from lora_forensics.records import Finding
 from lora_forensics.series import CHECKPOINT_COLUMNS, MODULE_COLUMNS, SERIES_COLUMNS, schema
-from lora_forensics.turning_point import DETECTORS, MINIMUM_CHECKPOINTS, fluctuation, valleys
+from lora_forensics.turning_point import MINIMUM_CHECKPOINTS
 
 SIMILARITIES = {"flat": "cosine", "rowwise": "cosine_rowwise"}
 """Name in `--similarity` to column."""
+
+UNEVEN = 1.1
+"""Checkpoints count as even while the largest step between them is at most this many times the smallest."""
 
 SCOPE = ("unet", "transformer", "model")
 """Components that enter CS unless others are named: the denoiser or the language model, as the official code does."""
@@ -34,7 +39,7 @@ class AssessOptions:
     window: str = "auto"
     """auto, epoch, or a number of checkpoints."""
     detector: str = "algorithm1"
-    """A name in `turning_point.DETECTORS`."""
+    """A name in `detectors.DETECTORS`."""
     similarity: str = "flat"
     """flat or rowwise."""
     component: tuple[str, ...] = ()
@@ -81,6 +86,14 @@ class Similarity:
     components: tuple[str, ...]
     dropped: tuple[int, ...]
     """Steps at which more than half of the modules have no cosine."""
+    noise: float
+    """Standard deviation of one value of CS from storage and arithmetic."""
+    modules: pl.DataFrame
+    """One row per module that is averaged: module, component, role, cosines (a list along the rows of frame)."""
+    saved: tuple[int, ...]
+    """Steps of the checkpoints that are used; those of frame, unless it is interpolated."""
+    gaps: tuple[int, int] | None = None
+    """Smallest and largest step between checkpoints, where they were interpolated to even ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +141,7 @@ def complete(layers: pl.DataFrame) -> pl.DataFrame:
         raise SeriesError("the table holds several runs", "assess one at a time: layers.filter(run == ...)")
     wanted = {
         **schema(MODULE_COLUMNS),
-        **dict.fromkeys(("cosine", "cosine_rowwise", "delta_norm"), pl.Float64),
+        **dict.fromkeys(("cosine", "cosine_rowwise", "cosine_noise", "delta_norm"), pl.Float64),
         "nonfinite": pl.Int64,
     }
     return _with_columns(layers, wanted)
@@ -187,7 +200,42 @@ def similarity_of(layers: pl.DataFrame, places: pl.DataFrame, options: AssessOpt
     series = series.rename({"mean_cosine": "cosine", "mean_cosine_rowwise": "cosine_rowwise"})
     series = places.select("run", "step", "epoch", "checkpoint", "learning_rate").join(series, on="step", how="inner")
     dropped = set(scope["step"]) - set(kept)
-    return Similarity(series.sort("step"), components, tuple(sorted(dropped)))
+    by_module = used.sort("step").group_by("module", maintain_order=True)
+    modules_used = by_module.agg(pl.first("component"), pl.first("role"), pl.col(column).alias("cosines"))
+    series = series.sort("step").with_columns(interpolated=pl.lit(False))
+    saved = tuple(series["step"].to_list())
+    noise = _noise(used, series, column)
+    return _even(Similarity(series, components, tuple(sorted(dropped)), noise, modules_used, saved))
+
+
+def _noise(used: pl.DataFrame, series: pl.DataFrame, column: str) -> float:
+    """Rounding of the stored adapters, independent over modules, and of the arithmetic."""
+    largest = np.abs(series[column].to_numpy()).max(initial=0.0)
+    stored = used.group_by("step").agg((pl.col("cosine_noise").pow(2).sum().sqrt() / pl.len()).alias("noise"))["noise"]
+    known = stored.fill_nan(None).drop_nulls().to_numpy()
+    rounding = float(np.median(known)) if known.size else 0.0
+    return math.hypot(rounding, 8 * np.finfo(np.float64).eps * largest)
+
+
+def _even(similarity: Similarity) -> Similarity:
+    """Checkpoints at uneven intervals, interpolated to even steps; each row names the last checkpoint saved by then."""
+    frame = similarity.frame
+    steps = frame["step"].to_numpy()
+    gaps = np.diff(steps)
+    if len(steps) < MINIMUM_CHECKPOINTS or gaps.max() <= UNEVEN * gaps.min():
+        return similarity
+    # a single long pause must not turn into thousands of rows
+    cadence = max(round(float(np.median(gaps))), math.ceil((steps[-1] - steps[0]) / (4 * len(steps))), 1)
+    grid = np.arange(steps[0], steps[-1] + 1, cadence)
+    saved = np.searchsorted(steps, grid, side="right") - 1
+    even = frame[saved].with_columns(
+        pl.Series("step", grid, dtype=pl.Int64), pl.Series("interpolated", ~np.isin(grid, steps), dtype=pl.Boolean)
+    )
+    floats = [name for name, dtype in frame.schema.items() if dtype == pl.Float64 and not frame[name].null_count()]
+    even = even.with_columns(pl.Series(name, np.interp(grid, steps, frame[name].to_numpy())) for name in floats)
+    cosines = [np.interp(grid, steps, values).tolist() for values in similarity.modules["cosines"].to_list()]
+    modules = similarity.modules.with_columns(pl.Series("cosines", cosines, dtype=pl.List(pl.Float64)))
+    return replace(similarity, frame=even, modules=modules, gaps=(int(gaps.min()), int(gaps.max())))
 
 
 def scope_of(layers: pl.DataFrame, options: AssessOptions) -> tuple[pl.DataFrame, tuple[str, ...]]:
@@ -210,14 +258,20 @@ def scope_of(layers: pl.DataFrame, options: AssessOptions) -> tuple[pl.DataFrame
     return layers.filter(pl.col("component").is_in(wanted)), tuple(wanted)
 
 
-def fluctuation_of(frame: pl.DataFrame, window: Window, options: AssessOptions) -> tuple[pl.DataFrame, list[Finding]]:
-    """The series with CS-Fluctuation and its valleys, start-aligned and padded with nulls."""
-    count, size = len(frame), window.size
-    rates, findings = _rates(frame, options)
+def curve_of(similarity: Similarity, size: int, options: AssessOptions) -> tuple[Curve, list[Finding]]:
+    """What detectors look at, with a window of `size` checkpoints."""
+    rates, findings = _rates(similarity.frame, options)
+    cosine = similarity.frame[SIMILARITIES[options.similarity]].to_numpy()
+    return Curve(cosine, size, rates, similarity.noise), findings
+
+
+def series_of(frame: pl.DataFrame, curve: Curve | None) -> pl.DataFrame:
+    """series.parquet: CS with its CS-Fluctuation and valleys, start-aligned and padded with nulls."""
+    count = len(frame)
     values: dict[str, list[Any]] = {}
-    if size is not None and count:
-        result = fluctuation(frame[SIMILARITIES[options.similarity]].to_numpy(), size, rates)
-        bottoms = {int(index): place for place, index in enumerate(valleys(result.value), start=1)}
+    if curve is not None and count:
+        result = curve.fluctuation
+        bottoms = {int(index): place for place, index in enumerate(curve.valleys, start=1)}
         steps = frame["step"].to_list()
         defined = range(len(result.value))
         values = {
@@ -226,7 +280,7 @@ def fluctuation_of(frame: pl.DataFrame, window: Window, options: AssessOptions) 
             "slope_ma": result.slope_average.tolist(),
             "cs_fluctuation": result.value.tolist(),
             "valley": [bottoms.get(index) for index in defined],
-            "support_end_step": [steps[index + 3 * size - 2] for index in defined],
+            "support_end_step": [steps[index + 3 * curve.window - 2] for index in defined],
         }
     kinds = {column.name: column.polars for column in SERIES_COLUMNS}
     padded = [
@@ -234,13 +288,13 @@ def fluctuation_of(frame: pl.DataFrame, window: Window, options: AssessOptions) 
         for name in ("cosine_ma", "slope", "slope_ma", "cs_fluctuation", "valley", "support_end_step")
     ]
     extra = [name for name in frame.columns if name.startswith("mean_")]
-    full = frame.with_columns(*padded, window=pl.lit(size, pl.Int64))
-    return full.select(*(pl.col(name).cast(dtype) for name, dtype in kinds.items()), *extra), findings
+    full = frame.with_columns(*padded, window=pl.lit(curve.window if curve else None, pl.Int64))
+    return full.select(*(pl.col(name).cast(dtype) for name, dtype in kinds.items()), *extra)
 
 
 def _rates(frame: pl.DataFrame, options: AssessOptions) -> tuple[Any, list[Finding]]:
     """Learning rates to divide by: one number, or one per checkpoint used."""
-    if not DETECTORS[options.detector].divides:
+    if options.detector == "official":  # it leaves the division out
         return 1.0, []
     if options.learning_rate is not None:
         return options.learning_rate, []

@@ -7,7 +7,6 @@ from checkpoints j .. j+3M-2 and belongs to checkpoint j.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,23 +24,23 @@ MINIMUM_CHECKPOINTS = 9
 
 @dataclass(frozen=True, slots=True)
 class Fluctuation:
-    """All steps from CS to CS-Fluctuation, each of its own length (start-aligned)."""
+    """All steps from CS to CS-Fluctuation, each of its own length on the last axis (start-aligned)."""
 
     average: Floats
-    """MA, Eq. 3: shape (T - M + 1,)."""
+    """MA, Eq. 3: shape (..., T - M + 1)."""
     slope: Floats
-    """MA_t - MA_(t-1): shape (T - M,)."""
+    """MA_t - MA_(t-1): shape (..., T - M)."""
     slope_average: Floats
-    """X, the moving average of the slopes: shape (T - 2M + 1,)."""
+    """X, the moving average of the slopes: shape (..., T - 2M + 1)."""
     value: Floats
-    """CS-Fluctuation, Eq. 4: shape (T - 3M + 2,)."""
+    """CS-Fluctuation, Eq. 4: shape (..., T - 3M + 2)."""
 
 
 def fluctuation(cosine: ArrayLike, window: int, learning_rate: ArrayLike = 1.0) -> Fluctuation:
     """CS-Fluctuation with its intermediate series.
 
     Args:
-        cosine: CS at T checkpoints, shape (T,).
+        cosine: CS at T checkpoints, shape (..., T): leading axes are a batch of series.
         window: M, in checkpoints, at least 2.
         learning_rate: one rate, or one per checkpoint; value j is divided by rate j. A rate <= 0 gives NaN.
 
@@ -49,18 +48,18 @@ def fluctuation(cosine: ArrayLike, window: int, learning_rate: ArrayLike = 1.0) 
         UsageError: a window below 2 (the variance of one value is 0), or rates of another length than T.
     """
     series = np.asarray(cosine, dtype=np.float64)
-    if series.ndim != 1:
-        raise UsageError(f"the cosine series has {series.ndim} dimensions, expected one number per checkpoint")
+    if series.ndim == 0:
+        raise UsageError("the cosine series is a single number, expected one per checkpoint")
     if window < 2:
         raise UsageError(f"a window of {window} checkpoint is too small: the variance of one value is always 0")
     rates = np.asarray(learning_rate, dtype=np.float64)
-    if rates.ndim and rates.shape != series.shape:
-        raise UsageError(f"{rates.size} learning rates for {series.size} checkpoints")
+    if rates.ndim and rates.shape != series.shape[-1:]:
+        raise UsageError(f"{rates.size} learning rates for {series.shape[-1]} checkpoints")
     average = _windows(series, window).mean(axis=-1)
     slope = np.diff(average)
     slope_average = _windows(slope, window).mean(axis=-1)
     variance = _windows(slope_average, window).var(axis=-1)
-    rates = np.broadcast_to(rates, series.shape)[: variance.size]
+    rates = np.broadcast_to(rates, series.shape[-1:])[: variance.shape[-1]]
     value = np.divide(variance, rates, out=np.full(variance.shape, np.nan), where=rates > 0)
     return Fluctuation(average, slope, slope_average, value)
 
@@ -91,43 +90,54 @@ def official_stop(cosine: ArrayLike, window: int) -> tuple[int, int] | None:
     valley too many: it stops at the first valley then, else at the second. It reports the sample after the bottom,
     once that sample's window is complete (`detected_at = reported + 3M - 2`), and leaves out the learning rate.
     """
-    reported = official(cs_fluctuation(cosine, window))
+    series = cs_fluctuation(cosine, window)
+    reported = official_index(series, valleys(series))
     return None if reported is None else (reported + 3 * window - 2, reported)
 
 
-def algorithm1(series: Floats) -> int | None:
-    """The paper's Algorithm 1: the bottom of the second valley, or None."""
-    found = valleys(series)
-    return int(found[1]) if found.size > 1 else None
+def official_index(series: Floats, bottoms: NDArray[np.int64]) -> int | None:
+    """The sample that the released code reports, given CS-Fluctuation and its valleys; see `official_stop`."""
+    starts_rising = series.size > 1 and series[1] > series[0]
+    wanted = 0 if starts_rising else 1
+    return int(bottoms[wanted]) + 1 if bottoms.size > wanted else None
 
 
-def official(series: Floats) -> int | None:
-    """What the released code reports: one sample after the bottom of a valley; see `official_stop`."""
-    found = valleys(series)
-    changes = np.diff(series)
-    wanted = 0 if changes.size and changes[0] > 0 else 1
-    return int(found[wanted]) + 1 if found.size > wanted else None
+def noise_level(window: int) -> float:
+    """What CS-Fluctuation is on average (rate 1) where CS is nothing but independent noise of variance 1.
+
+    X is a filter of 2M samples, -1/M^2 on the first M and +1/M^2 on the others; the mean of the population variance
+    over M neighbouring values follows from its autocovariance.
+    """
+    response = np.repeat([-1.0, 1.0], window) / window**2
+    covariance = np.correlate(response, response, "full")[2 * window - 1 :][:window]
+    weights = np.where(np.arange(window) == 0, 1.0, 2.0) * (window - np.arange(window)) / window**2
+    return float(covariance[0] - weights @ covariance)
 
 
-@dataclass(frozen=True, slots=True)
-class Detector:
-    """A rule that names the turning point."""
+def rising(series: Floats, bottoms: NDArray[np.int64], floor: ArrayLike) -> NDArray[np.int64]:
+    """Those of the valleys whose sides both rise above the bottom by more than `floor` (one value, or one each sample).
 
-    find: Callable[[Floats], int | None]
-    """CS-Fluctuation to the index of the turning point, or None."""
-    divides: bool = True
-    """Whether its CS-Fluctuation is divided by the learning rate, as in Eq. 4."""
-
-
-DETECTORS: dict[str, Detector] = {
-    "algorithm1": Detector(algorithm1),
-    "official": Detector(official, divides=False),
-}
-"""Every detector by its name in `--detector`: first line = default."""
+    A side reaches to the neighbouring valley of those that stay: shallow dips are dropped, shallowest first.
+    """
+    limits = np.broadcast_to(np.asarray(floor, dtype=np.float64), series.shape)
+    gaps = np.flatnonzero(np.isnan(series)).tolist()
+    kept = bottoms.tolist()
+    while kept:
+        edges = sorted({0, series.size - 1, *gaps, *kept})
+        excess = []
+        for here in kept:
+            place = edges.index(here)
+            left, right = series[edges[place - 1] : here + 1], series[here : edges[place + 1] + 1]
+            excess.append(min(np.nanmax(left), np.nanmax(right)) - series[here] - limits[here])
+        shallowest = int(np.argmin(excess))
+        if excess[shallowest] > 0:
+            break
+        del kept[shallowest]
+    return np.array(kept, dtype=np.int64)
 
 
 def _windows(series: Floats, window: int) -> Floats:
-    """Full windows only: shape (n - window + 1, window), or (0, window) for a shorter series."""
-    if series.size < window:
-        return np.empty((0, window))
-    return sliding_window_view(series, window)
+    """Full windows of the last axis only: shape (..., n - window + 1, window), empty for a shorter series."""
+    if series.shape[-1] < window:
+        return np.empty((*series.shape[:-1], 0, window))
+    return sliding_window_view(series, window, axis=-1)

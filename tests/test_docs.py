@@ -18,11 +18,11 @@ import pytest
 from lora_forensics.adapters import KINDS
 from lora_forensics.checkpoints import TRAINERS
 from lora_forensics.cli import main
+from lora_forensics.detectors import DETECTORS
 from lora_forensics.engines import ENGINES
 from lora_forensics.metrics import METRICS
 from lora_forensics.reference import columns_markdown
 from lora_forensics.reports import REPORTS
-from lora_forensics.turning_point import DETECTORS
 
 REPOSITORY = Path(__file__).parent.parent
 REGENERATE = os.environ.get("LORA_FORENSICS_REGENERATE") == "1"

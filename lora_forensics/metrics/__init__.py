@@ -27,5 +27,6 @@ METRICS: tuple[Metric, ...] = (
     movement.rotation,
     movement.step_size,
     norms.nonfinite,
+    similarity.cosine_noise,
 )
 """Every metric, in the order of the columns."""

@@ -26,6 +26,17 @@ def cosine(batch: Moments) -> Tensor:
 
 
 @metric(
+    "standard deviation of the cosine that comes from rounding the stored adapter to its type",
+    formula="0.23 eps sqrt(2 sum (B * (W A^T))^2) s / (|D| |W|)",
+    source="docs/method.md",
+    needs_base=True,
+)
+def cosine_noise(batch: Moments) -> Tensor:
+    """Storage noise of the flat cosine, (c,)."""
+    return batch.dot_noise / (batch.norm2 * batch.w2.sum()).sqrt()
+
+
+@metric(
     "mean over output rows of the rows' cosines, rows with a zero norm left out; NaN if none is left",
     formula="mean_n <D_n,W_n> / (|D_n| |W_n|)",
     source=f"{_PAPER}, the released language-model code",

@@ -93,7 +93,7 @@ def _verdict(verdict: Verdict) -> Iterator[str]:
     why = prose(text.why(verdict))
     yield f"- **Keep**: {code(verdict.keep.checkpoint) if verdict.keep else 'no answer'}: {why}"
     said = "" if verdict.keep is None else text.headline(verdict)
-    notes = (text.turning(verdict) or said, text.window(verdict), text.null_band(verdict), text.last(verdict))
+    notes = (text.turning(verdict) or said, text.window(verdict), text.spread(verdict), text.last(verdict))
     if any(notes):
         yield f"- **CS-Fluctuation**: {'; '.join(prose(note) for note in notes if note)}"
     base = verdict.base_model

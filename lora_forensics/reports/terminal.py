@@ -70,7 +70,7 @@ class TerminalReport:
         for sentence in (
             text.headline(verdict) if elsewhere else text.turning(verdict),
             text.window(verdict),
-            text.null_band(verdict),
+            text.spread(verdict),
             text.last(verdict),
         ):
             page.row(label, sentence)

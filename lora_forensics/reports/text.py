@@ -116,12 +116,22 @@ def window(verdict: Verdict) -> str:
     return f"window of {count(verdict.window, 'checkpoint')}{because}"
 
 
-def null_band(verdict: Verdict) -> str:
-    """A warning where a run without any signal would turn at the same place; else ''."""
-    band = _pair(verdict, "null_band")
-    if band is None or verdict.evidence.get("inside_null_band") is not True:
-        return ""
-    return f"weak evidence: a random walk turns between steps {number(band[0])} and {number(band[1])}, too"
+def spread(verdict: Verdict) -> str:
+    """Where other windows and other modules put the turning point; '' where that is not known."""
+    said = []
+    sweep = verdict.evidence.get("window_sweep")
+    if isinstance(sweep, list) and len(sweep) > 1:
+        listed = [entry for entry in sweep if isinstance(entry, dict) and entry.get("window") != verdict.window]
+        steps = [f"{_step(entry.get('step'))} (window {number(entry.get('window'))})" for entry in listed[:6]]
+        said.append(f"at other windows {plain(verdict.step_unit)} {', '.join(steps)}")
+    layers = verdict.evidence.get("layer_interval")
+    if isinstance(layers, dict):
+        said.append(f"by other modules {number(layers.get('low_step'))} to {number(layers.get('high_step'))}")
+    return "; ".join(said)
+
+
+def _step(value: object) -> str:
+    return "none" if value is None else number(value)
 
 
 def last(verdict: Verdict) -> str:

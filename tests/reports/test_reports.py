@@ -119,12 +119,14 @@ class TestTerminal:
         """Without colour there are no terminal codes, whatever the environment says."""
         assert "\x1b" not in TerminalReport().render(sample)
 
-    def test_weak_evidence_is_said(self, verdict: Callable[..., Verdict]) -> None:
-        """A turning point where a random walk turns, too, is called weak evidence; another one is not."""
-        inside = verdict()
-        outside = replace(inside, evidence={**inside.evidence, "inside_null_band": False})
-        assert "weak evidence" in TerminalReport().render(Summary(runs=(inside,)))
-        assert "weak evidence" not in TerminalReport().render(Summary(runs=(outside,)))
+    def test_the_spread_is_said(self, verdict: Callable[..., Verdict]) -> None:
+        """Where other windows and other modules put the turning point; odd evidence says nothing."""
+        sweep = [{"window": 5, "step": 280}, {"window": 8, "step": None}]
+        evidence = {"window_sweep": sweep, "layer_interval": {"low_step": 200, "high_step": 320}}
+        shown = TerminalReport().render(Summary(runs=(replace(verdict(), evidence=evidence),)))
+        assert "at other windows step none (window 8); by other modules 200 to 320" in " ".join(shown.split())
+        odd = replace(verdict(), evidence={"window_sweep": [3, None], "layer_interval": 7})
+        assert "other modules" not in TerminalReport().render(Summary(runs=(odd,)))
 
     def test_foreign_files_are_only_counted(self) -> None:
         """A file that is no checkpoint anyway is counted, and listed when asked for."""

@@ -1,0 +1,129 @@
+"""Evidence: the null band keeps its promise, sweeps and intervals say what they are called."""
+
+from __future__ import annotations
+
+import numpy as np
+import polars as pl
+import pytest
+from tables import layers_of
+
+import lora_forensics as lf
+from lora_forensics.detectors import DETECTORS, Curve
+from lora_forensics.evidence import agreement, layer_interval, null_band, window_sweep
+
+
+def walks(seed: int, modules: int = 1, count: int = 60) -> dict[str, list[float]]:
+    """Modules that are random walks."""
+    steps = np.random.default_rng(seed).standard_normal((modules, count))
+    return {f"m{number}": series.tolist() for number, series in enumerate(steps.cumsum(axis=-1) * 1e-5)}
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+@pytest.mark.parametrize("window", [2, 5])
+def test_random_walks_lie_outside_the_band_in_five_percent(detector: str, window: int) -> None:
+    """A claim of evidence where there is none: at most 5 % of random walks, and the sampling error of 400 of them."""
+    steps = list(range(10, 610, 10))
+    band = null_band(Curve(np.zeros(60), window), steps, steps, detector)["null_band"]
+    outside = found = 0
+    for seed in range(400):
+        at = DETECTORS[detector](Curve(np.random.default_rng(seed).standard_normal(60).cumsum(), window))
+        if at is not None:
+            found += 1
+            outside += not band[0] <= steps[at.index] <= band[1]
+    assert found > 300
+    assert outside / found < 0.075
+
+
+def test_claims_of_whole_verdicts_on_random_walks_are_rare() -> None:
+    """Through assess_run, with several modules and a recorded schedule."""
+    claims = []
+    for seed in range(60):
+        verdict = lf.assess_run(layers_of(walks(seed, 4)), window=4)
+        claims.append(verdict.evidence.get("inside_null_band") is False)
+    assert sum(claims) <= 7  # 5 % of 60 is 3; more than 7 has a probability below 1 %
+
+
+def test_the_band_depends_on_the_run() -> None:
+    """No constant: checkpoints, window and detector move it."""
+    steps = list(range(10, 610, 10))
+    bands = {
+        (window, detector): tuple(null_band(Curve(np.zeros(60), window), steps, steps, detector)["null_band"])
+        for window in (2, 6)
+        for detector in ("algorithm1", "multiscale")
+    }
+    assert len(set(bands.values())) >= 3
+    short = steps[:30]
+    assert null_band(Curve(np.zeros(30), 2), short, short, "algorithm1")["null_band"][1] <= short[-1]
+
+
+def test_the_band_is_the_same_at_every_call() -> None:
+    """Seeded and cached."""
+    steps = list(range(40))
+    first = null_band(Curve(np.zeros(40), 3), steps, steps, "algorithm1")
+    assert null_band(Curve(np.ones(40), 3), steps, steps, "algorithm1") == first
+
+
+def test_the_sweep_goes_through_windows_that_fit() -> None:
+    """Each with the step that the detector names there."""
+    cosine = np.random.default_rng(1).standard_normal(40).cumsum()
+    steps = list(range(0, 400, 10))
+    sweep = window_sweep(Curve(cosine, 5), steps, "algorithm1")
+    assert [entry["window"] for entry in sweep] == [2, 3, 4, 5, 6, 8, 12]
+    for entry in sweep:
+        at = DETECTORS["algorithm1"](Curve(cosine, entry["window"] or 0))
+        assert entry["step"] == (None if at is None else steps[at.index])
+
+
+def test_modules_that_agree_give_a_narrow_interval() -> None:
+    """Equal modules move nothing; independent ones spread the turning point."""
+    steps = list(range(60))
+    same = np.tile(np.random.default_rng(2).standard_normal(60).cumsum(), (10, 1))
+    apart = np.random.default_rng(2).standard_normal((10, 60)).cumsum(axis=-1)
+    narrow = layer_interval(Curve(same[0], 4), same, steps, "algorithm1")
+    wide = layer_interval(Curve(apart.mean(axis=0), 4), apart, steps, "algorithm1")
+    assert narrow is not None
+    assert wide is not None
+    assert narrow["low_step"] == narrow["high_step"]
+    assert wide["high_step"] > wide["low_step"]
+    assert layer_interval(Curve(same[0], 4), same[:1], steps, "algorithm1") is None
+
+
+def test_other_quantities_settle_where_they_do() -> None:
+    """A knee, a decay to a tenth, a peak; unknown without the column."""
+    count = 50
+    series = pl.DataFrame(
+        {
+            "step": range(0, 500, 10),
+            "mean_delta_norm": [min(float(place), 20.0) for place in range(count)],
+            "mean_rotation": [float("nan"), *(0.8**place for place in range(count - 1))],
+            "mean_effective_rank": [-((place - 30.0) ** 2) for place in range(count)],
+        }
+    )
+    found = {entry["indicator"]: entry["step"] for entry in agreement(series)}
+    assert list(found.values()) == [200, 120, None, 300]
+
+
+def test_uneven_checkpoints_are_interpolated_and_said() -> None:
+    """The series has even steps; keep is the last checkpoint saved at or before the valley."""
+    steps = sorted(np.random.default_rng(5).choice(np.arange(1, 120), 60, replace=False).tolist())
+    cosine = np.random.default_rng(6).standard_normal(120).cumsum() * 1e-5
+    layers = pl.DataFrame(
+        {"run": "r", "step": steps, "module": "m", "cosine": cosine[steps], "checkpoint": [f"c{s}" for s in steps]}
+    )
+    verdict = lf.assess_run(layers, window=3)
+    assert "uneven-cadence" in {finding.rule for finding in verdict.findings}
+    assert verdict.turning_point is not None
+    assert verdict.keep is not None
+    assert verdict.keep.step == max(step for step in steps if step <= verdict.turning_point.step)
+    assert verdict.keep.checkpoint == f"c{verdict.keep.step}"
+
+
+@pytest.mark.parametrize("tau", [5, 30, 100])
+def test_a_smooth_run_has_no_turning_point(tau: float) -> None:
+    """Noise-free saturating modules: no valley, no claim."""
+    place = np.arange(100)
+    layers = layers_of({f"m{i}": (1e-3 * (1 - np.exp(-place / (tau + i)))).tolist() for i in range(5)})
+    for window in (2, 4, 8):
+        verdict = lf.assess_run(layers, window=window)
+        assert verdict.status == "no_second_valley"
+        assert verdict.keep is None

@@ -12,7 +12,7 @@ import polars as pl
 
 from lora_forensics.advice import advice, health, message_of
 from lora_forensics.detectors import DETECTORS, Curve
-from lora_forensics.evidence import agreement, by_group, layer_interval, null_band, window_sweep
+from lora_forensics.evidence import agreement, by_group, half_of_path, layer_interval, null_band, window_sweep
 from lora_forensics.records import BaseModelSummary, Candidate, Keep, RunNotes, Status, TurningPoint, Verdict
 from lora_forensics.similarity import (
     AssessOptions,
@@ -108,7 +108,7 @@ def assess(
         status=status,
         keep=keep,
         turning_point=turning,
-        candidates=_candidates(keep, turning),
+        candidates=_candidates(keep, turning, places, half_of_path(scope)),
         evidence=evidence,
         last_is_past_turning_point=None if turning is None else places["step"][-1] > turning.step,
         window=window.size,
@@ -211,12 +211,19 @@ def _keep(places: pl.DataFrame, turning: TurningPoint | None, broken: list[int])
     return Keep(best["checkpoint"], best["step"], best["epoch"], "held_out_loss"), {"held_out": held_out}
 
 
-def _candidates(keep: Keep | None, turning: TurningPoint | None) -> tuple[Candidate, ...]:
+def _candidates(
+    keep: Keep | None, turning: TurningPoint | None, places: pl.DataFrame, half: int | None
+) -> tuple[Candidate, ...]:
+    """Checkpoints worth comparing on samples that were not trained on."""
     found = []
     if keep is not None and keep.rests_on == "held_out_loss":
         found.append(Candidate(keep.checkpoint, keep.step, "lowest held-out loss"))
     if turning is not None:
         found.append(Candidate(turning.checkpoint, turning.step, "second valley of CS-Fluctuation"))
+    names = dict(places.select("step", "checkpoint").iter_rows())
+    if half is not None and half in names and len(names) > 1:
+        found.append(Candidate(names[half], half, "half of the way that the weights moved"))
+        found.append(Candidate(names[max(names)], max(names), "the last one"))
     return tuple(found)
 
 

@@ -129,3 +129,20 @@ def _settled(values: Floats) -> int | None:
 
 def _highest(values: Floats) -> int:
     return int(np.argmax(values))
+
+
+def half_of_path(layers: pl.DataFrame) -> int | None:
+    """The step of the first checkpoint at which half of the way that the weights moved is covered.
+
+    The way is the sum of the distances between neighbouring checkpoints, all modules together. Of the rules without a
+    constant it has the best measured record, and it sees no overfitting (docs/validity.md).
+    """
+    if not {"step_size", "delta_norm"} <= set(layers.columns):
+        return None
+    first = pl.col("step") == pl.col("step").min()
+    path = layers.with_columns(square=pl.when(first).then("delta_norm").otherwise("step_size").pow(2))
+    path = path.group_by("step").agg(pl.col("square").sum().sqrt().alias("moved")).sort("step")
+    covered = path["moved"].to_numpy().cumsum()
+    if not covered.size or not np.isfinite(covered[-1]) or covered[-1] <= 0:
+        return None
+    return int(path["step"][int(np.argmax(covered >= covered[-1] / 2))])

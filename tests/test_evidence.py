@@ -9,7 +9,7 @@ from tables import layers_of
 
 import lora_forensics as lf
 from lora_forensics.detectors import DETECTORS, Curve
-from lora_forensics.evidence import agreement, layer_interval, null_band, window_sweep
+from lora_forensics.evidence import agreement, half_of_path, layer_interval, null_band, window_sweep
 
 
 def walks(seed: int, modules: int = 1, count: int = 60) -> dict[str, list[float]]:
@@ -127,3 +127,26 @@ def test_a_smooth_run_has_no_turning_point(tau: float) -> None:
         verdict = lf.assess_run(layers, window=window)
         assert verdict.status == "no_second_valley"
         assert verdict.keep is None
+
+
+def test_half_of_the_path_counts_movement() -> None:
+    """Two modules at four checkpoints: distances 5, 5, 10 and 10; half of 30 is covered at the third."""
+    layers = pl.DataFrame(
+        {
+            "run": "r",
+            "step": [10, 10, 20, 20, 30, 30, 40, 40],
+            "module": ["a", "b"] * 4,
+            "cosine": 0.1,
+            "delta_norm": [3.0, 4.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0],
+            "step_size": [float("nan"), float("nan"), 3.0, 4.0, 6.0, 8.0, 6.0, 8.0],
+        }
+    )
+    assert half_of_path(layers) == 30
+    assert half_of_path(layers.with_columns(step_size=pl.lit(None, pl.Float64), delta_norm=pl.lit(0.0))) is None
+    assert half_of_path(layers.drop("step_size")) is None
+    verdict = lf.assess_run(layers)
+    assert verdict.keep is None
+    assert [(candidate.step, candidate.why) for candidate in verdict.candidates] == [
+        (30, "half of the way that the weights moved"),
+        (40, "the last one"),
+    ]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.signal import argrelmin, peak_prominences
 
 from lora_forensics.similarity import choose_window
-from lora_forensics.turning_point import algorithm1, cs_fluctuation, official, valleys
+from lora_forensics.turning_point import cs_fluctuation, official_stop, valleys
 
 Floats = NDArray[np.float64]
 WINDOWS = (2, 3, 4, 6, 8, 12, 16, 24)
@@ -94,7 +94,8 @@ def second_valley(series: Floats, window: int) -> int | None:
     """Algorithm 1 at a window."""
     if window < 2 or len(series) < 3 * window + 3:
         return None
-    return algorithm1(cs_fluctuation(series, window))
+    found = valleys(cs_fluctuation(series, window))
+    return int(found[1]) if found.size > 1 else None
 
 
 def auto_window(view: View) -> int | None:
@@ -511,7 +512,7 @@ def _cosine_rules() -> list[Candidate]:
         Candidate(
             "official code, auto window",
             "paper",
-            lambda v: official(cs_fluctuation(cosine(v), w)) if (w := auto_window(v)) else None,
+            lambda v: stop[1] if (w := auto_window(v)) and (stop := official_stop(cosine(v), w)) else None,
         ),
         Candidate("algorithm1, row-wise", "paper", lambda v: second_valley(v.columns[row], auto_window(v) or 0)),
         Candidate("algorithm1, M = T/10", "paper", lambda v: second_valley(cosine(v), fraction_window(v, 10))),

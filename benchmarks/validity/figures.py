@@ -11,7 +11,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from candidates import CANDIDATES
-from page import FIXED, LEAD, MIDDLE, NULL, PAPER, PAPER_RULES, best_valley, best_with, best_without
+from page import FIXED, LEAD, MIDDLE, NULL, PAPER, PAPER_RULES, RECOMMENDED, TRAINING, best_valley, best_with
 from results import Results
 from score import HORIZONS, interval
 
@@ -34,17 +34,18 @@ def draw(results: Results, folder: Path) -> None:
 
 
 def _shown(results: Results) -> list[str]:
-    names = [best_without(results), best_with(results), best_valley(results), *PAPER_RULES, LEAD]
+    names = [RECOMMENDED, TRAINING, best_with(results), best_valley(results), *PAPER_RULES, LEAD]
     names += ["last", MIDDLE, "a quarter", "random (expected)", FIXED, NULL, "knee of the training loss"]
     return list(dict.fromkeys(names))
 
 
 def _rules(results: Results, path: Path) -> None:
     names = sorted(_shown(results), key=lambda name: -float(results.scores[0][name].lodo.mean()))
-    figure, axes = plt.subplots(figsize=(8, 0.36 * len(names) + 1.2))
+    figure, axes = plt.subplots(figsize=(8, 0.42 * len(names) + 1.2))
     groups = (
-        ("main set, other domains", lambda name: results.scores[0][name].lodo, "#0072b2", 0.15, "o"),
-        ("confirmation set", lambda name: results.confirmed[0][name], "#d55e00", -0.15, "s"),
+        ("main set, other domains", lambda name: results.scores[0][name].lodo, "#0072b2", 0.22, "o"),
+        ("confirmation set", lambda name: results.confirmed[0][name], "#d55e00", 0.0, "s"),
+        ("replication set", lambda name: results.replicated[0][name], "#009e73", -0.22, "^"),
     )
     for label, values, colour, shift, marker in groups:
         for place, name in enumerate(names):
@@ -56,18 +57,19 @@ def _rules(results: Results, path: Path) -> None:
     axes.set_yticks(range(len(names)), names)
     axes.set_xlim(left=0)
     axes.set_xlabel("regret (0 best checkpoint, 1 worst), 95 % interval over runs")
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
     _save(figure, path)
 
 
 def _checkpoints(results: Results, path: Path) -> None:
-    names = [best_without(results), best_with(results), PAPER, "multi-scale", MIDDLE, FIXED, NULL]
+    names = [RECOMMENDED, TRAINING, PAPER, "multi-scale", MIDDLE, FIXED, NULL]
     counts = list(results.scores)[::-1]
-    labels = [str(count) if count else "every save" for count in counts]
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
+    labels = [str(count) if count else "all" for count in counts]
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), sharey=True)
     groups = (
         ("main set, other domains", lambda c, n: results.scores[c][n].lodo),
         ("confirmation set", lambda c, n: results.confirmed[c][n]),
+        ("replication set", lambda c, n: results.replicated[c][n]),
     )
     for axis, (title, values) in zip(axes, groups, strict=True):
         for place, name in enumerate(dict.fromkeys(names)):
@@ -78,7 +80,7 @@ def _checkpoints(results: Results, path: Path) -> None:
         axis.set_xlabel("checkpoints")
         axis.set_ylim(bottom=0)
     axes[0].set_ylabel("regret")
-    axes[1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes[-1].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     _save(figure, path)
 
 
@@ -109,13 +111,10 @@ def _lead(results: Results, path: Path) -> None:
 def _series(results: Results, path: Path) -> None:
     families = list(COLOURS)
     figure, axes = plt.subplots(2, len(families), figsize=(13, 4.6), sharex="col")
-    shown = {name: candidate for candidate in CANDIDATES if (name := candidate.name) in (PAPER, best_without(results))}
+    shown = {name: candidate for candidate in CANDIDATES if (name := candidate.name) in (PAPER, RECOMMENDED)}
     for column, family in enumerate(families):
-        case = next(
-            c
-            for c in results.cases[:: len(HORIZONS)]
-            if results.main[c.run].setting["family"] == family and c.regret[-1] > 0.1 and c.regret.argmin() > 5
-        )
+        own = [c for c in results.cases[:: len(HORIZONS)] if results.main[c.run].setting["family"] == family]
+        case = next((c for c in own if c.regret[-1] > 0.1 and c.regret.argmin() > 5), own[0])
         top, bottom = axes[:, column]
         steps = case.view.steps
         top.plot(steps, case.regret, color="0.3")

@@ -21,8 +21,17 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
 HERE = Path(__file__).parent
-FIXED = ("candidates.py", "score.py", "settings.py", "families.py", "data.py", "train.py", "columns.py")
-"""Files that decide what is trained and how it is scored; fixed before the confirmation set was trained."""
+FIXED = (
+    "candidates.py",
+    "score.py",
+    "settings.py",
+    "families.py",
+    "data.py",
+    "train.py",
+    "columns.py",
+    "replication.py",
+)
+"""Files that decide what is trained and how it is scored: fixed before the fresh sets were trained."""
 
 
 PRIMARY = """Compared on the confirmation set, decided now:
@@ -38,12 +47,14 @@ def work_on(work: Path, setting: object) -> str:
     """Train and measure one run."""
     import torch
     from columns import measure
+    from holdout import group_losses
     from train import train
 
     torch.set_num_threads(1)
     train(setting, work)  # type: ignore[arg-type]
     path = work / "runs" / f"{setting.group}-{setting.name}.safetensors"  # type: ignore[attr-defined]
     measure(path)
+    group_losses(path, work)
     return path.as_posix()
 
 
@@ -94,14 +105,16 @@ def main() -> None:
         return
     work = arguments.work or Path(tempfile.mkdtemp(prefix="validity-"))
     start = time.perf_counter()
+    from replication import replication_settings
     from results import evaluate
     from settings import confirmation_settings, main_settings
 
-    main_paths = train_all(main_settings(arguments.small), work, arguments.jobs)
+    paths = {"main": train_all(main_settings(arguments.small), work, arguments.jobs)}
     if arguments.main_only:
         return
-    confirmation_paths = train_all(confirmation_settings(arguments.small), work, arguments.jobs)
-    results = evaluate(main_paths, confirmation_paths, arguments.external)
+    paths["confirmation"] = train_all(confirmation_settings(arguments.small), work, arguments.jobs)
+    paths["replication"] = train_all(replication_settings(arguments.small), work, arguments.jobs)
+    results = evaluate(paths, work, arguments.external)
     from figures import draw
     from page import write
 

@@ -11,7 +11,20 @@ import numpy as np
 import polars as pl
 
 from lora_forensics.plots.names import Floats, points, power_of_ten, raised, times
-from lora_forensics.plots.page import BLACK, BLUE, KEEP_MARK, PANEL, drawing, marks, sentence, stack
+from lora_forensics.plots.page import (
+    BLACK,
+    BLUE,
+    KEEP_MARK,
+    LAYER_LINE,
+    NULL_LINE,
+    PANEL,
+    drawing,
+    layer_interval,
+    marks,
+    null_band,
+    sentence,
+    stack,
+)
 from lora_forensics.records import Verdict
 
 if TYPE_CHECKING:
@@ -53,7 +66,7 @@ def similarity_figure(series: pl.DataFrame, checkpoints: pl.DataFrame, verdict: 
     """
     losses = [name for name in ("held_out_loss", "train_loss") if np.isfinite(points(checkpoints, name)[1]).any()]
     with drawing():
-        figure, panels = stack(verdict, [PANEL] * (3 if losses else 2))
+        figure, panels = stack(verdict, [PANEL] * (3 if losses else 2), chance=True)
         _similarity_panel(panels[0], series, verdict)
         _fluctuation_panel(panels[1], series, verdict)
         if losses:
@@ -88,12 +101,25 @@ def _fluctuation_panel(axes: Axes, series: pl.DataFrame, verdict: Verdict) -> No
     axes.set_title(f"CS-Fluctuation{window}{times(power)}")
     if not np.isfinite(value).any():
         few = verdict.message if verdict.status == "too_few_checkpoints" else ""
-        return sentence(axes, few or "No CS-Fluctuation: too few checkpoints in a row have a cosine.")
+        sentence(axes, few or "No CS-Fluctuation: too few checkpoints in a row have a cosine.")
+        return
     axes.margins(y=0.3)
     _line(axes, steps, value / 10.0**power, Look(BLACK, "-", "."), "cs-fluctuation")
     if logarithmic:
         _logarithmic(axes)
-    return _valleys(axes, steps, value / 10.0**power, points(series, "valley")[1])
+    _valleys(axes, steps, value / 10.0**power, points(series, "valley")[1])
+    _chance(axes, verdict)
+
+
+def _chance(axes: Axes, verdict: Verdict) -> None:
+    """Where random walks and other modules turn, as bars along the bottom."""
+    along = axes.get_xaxis_transform()
+    for gid, span, height, look in (
+        ("null-band", null_band(verdict), 0.035, NULL_LINE),
+        ("layer-interval", layer_interval(verdict), 0.11, LAYER_LINE),
+    ):
+        if span is not None:
+            axes.plot(span, (height, height), transform=along, zorder=3, gid=gid, **look)
 
 
 def _valleys(axes: Axes, steps: Floats, value: Floats, order: Floats) -> None:

@@ -61,6 +61,9 @@ _STYLE = {
     "path.simplify": True,
 }
 
+NULL_LINE: dict[str, Any] = {"color": "#9a9a9a", "linewidth": 5, "solid_capstyle": "butt"}
+LAYER_LINE: dict[str, Any] = {"color": "#56b4e9", "linewidth": 2, "marker": "|", "markersize": 7}
+
 _RESTS_ON = {
     "held_out_loss": "lowest held-out loss",
     "probe": "the probe",
@@ -91,12 +94,13 @@ def stack(
     sides: tuple[float, float] = (LEFT, RIGHT),
     bar: bool = False,
     hatched: bool = False,
+    chance: bool = False,
 ) -> tuple[Figure, list[Axes]]:
     """A figure with its title, the meaning of its marks, and panels of the given heights in cm that share the steps."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    handles, texts = _meaning(verdict, hatched)
+    handles, texts = _meaning(verdict, hatched, chance)
     above = _TITLE + _LINE * len(texts)
     gap = _GAP + (_BAR if bar else 0.0)
     total = above + sum(heights) + gap * len(heights) + _BELOW
@@ -117,7 +121,7 @@ def stack(
     return figure, panels
 
 
-def _meaning(verdict: Verdict, hatched: bool) -> tuple[list[Artist], list[str]]:
+def _meaning(verdict: Verdict, hatched: bool, chance: bool) -> tuple[list[Artist], list[str]]:
     """Handles and words for the marks."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -132,10 +136,28 @@ def _meaning(verdict: Verdict, hatched: bool) -> tuple[list[Artist], list[str]]:
         handles[1] = Line2D([], [], **{**_KEEP_LINE, **KEEP_MARK})
         reason = _RESTS_ON.get(keep.rests_on, drawable_text(keep.rests_on))
         texts[1] = f"kept: {verdict.step_unit} {keep.step}, {reason}"
+    if chance and null_band(verdict):
+        handles.append(Line2D([], [], **NULL_LINE))
+        texts.append("95 % of random walks turn here")
+    if chance and layer_interval(verdict):
+        handles.append(Line2D([], [], **LAYER_LINE))
+        texts.append("turning point with other modules (90 %)")
     if hatched:
         handles.append(Patch(facecolor="white", edgecolor=GREY, hatch=HATCH))
         texts.append("undefined")
     return handles, texts
+
+
+def null_band(verdict: Verdict) -> tuple[float, float] | None:
+    """Where random walks turn, in steps."""
+    band = verdict.evidence.get("null_band")
+    return (band[0], band[1]) if isinstance(band, list | tuple) and len(band) == 2 else None
+
+
+def layer_interval(verdict: Verdict) -> tuple[float, float] | None:
+    """Where other modules put the turning point, in steps."""
+    interval = verdict.evidence.get("layer_interval")
+    return (interval["low_step"], interval["high_step"]) if isinstance(interval, dict) else None
 
 
 def marks(panels: Sequence[Axes], verdict: Verdict, over_map: bool = False) -> None:

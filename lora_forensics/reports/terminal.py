@@ -65,6 +65,8 @@ class TerminalReport:
         else:
             page.path("keep", text.plain(verdict.keep.checkpoint), style="keep")
         page.row("why", text.why(verdict))
+        if verdict.keep is None and verdict.candidates:
+            page.row("compare", text.candidates(verdict))
         elsewhere = verdict.keep is not None and verdict.turning_point is None
         label = "CS"
         for sentence in (

@@ -116,6 +116,11 @@ def window(verdict: Verdict) -> str:
     return f"window of {count(verdict.window, 'checkpoint')}{because}"
 
 
+def candidates(verdict: Verdict) -> str:
+    """Checkpoints worth comparing, each with what speaks for it."""
+    return "; ".join(f"{plain(entry.checkpoint)} ({plain(entry.why)})" for entry in verdict.candidates)
+
+
 def spread(verdict: Verdict) -> str:
     """Where other windows and other modules put the turning point; '' where that is not known."""
     said = []

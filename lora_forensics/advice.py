@@ -90,7 +90,7 @@ def advice(
             message = f"a random walk turns between {unit}s {band[0]} and {band[1]}, too: no evidence beyond the window"
         else:
             message = "a second valley is weak evidence: a random walk has one too, at a place set by the window"
-        hint = f"compare {turning.checkpoint} with its neighbours on a few samples that were not trained on"
+        hint = "compare it with other candidates on a few samples that were not trained on"
         if len(similarity.frame) < FEW_CHECKPOINTS:
             hint += f"; below {FEW_CHECKPOINTS} checkpoints, picks were no better than the middle one in tests"
         found.append(Finding("weak-evidence", "info", message, hint))

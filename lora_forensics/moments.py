@@ -84,7 +84,7 @@ class LowRankChange:
         self._scale = scale
         self._lead = lead
         self._swapped = swapped
-        self._rounding = _ROUNDING * torch.finfo(down.dtype).eps
+        self._rounding = _ROUNDING * torch.finfo(down.dtype).eps if down.is_floating_point() else 0.0
         down, up = widened(down), widened(up)
         self._nonfinite = _count_nonfinite(down) + _count_nonfinite(up) + _count_nonfinite(scale[:, None])
         self._down = _mask(down, self._nonfinite)
@@ -167,8 +167,10 @@ def full_precision() -> Iterator[None]:
 
 
 def widened(tensor: Tensor) -> Tensor:
-    """Numbers of one byte (fp8), which torch hardly computes with, as float32: nothing is lost."""
-    return tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
+    """Numbers that torch hardly computes with (fp8; whole numbers) in a type that holds them."""
+    if tensor.is_floating_point():
+        return tensor.float() if tensor.element_size() == 1 else tensor
+    return tensor.real.double()
 
 
 def _operand(factors: Tensor, entries: int, device: torch.device) -> Tensor:

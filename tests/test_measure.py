@@ -418,6 +418,20 @@ def test_full_weights_beside_an_adapter_are_a_finding(tmp_path: Path) -> None:
     assert "lm_head" in finding.message
 
 
+def test_a_lone_final_adapter_is_scanned_twice(tmp_path: Path) -> None:
+    """No step is known, nothing is measured, and nothing breaks at the second time."""
+    written = peft_run(tmp_path, steps=[10])
+    alone = shutil.copytree(written.path / "checkpoint-10", tmp_path / "alone")
+    (alone / "trainer_state.json").unlink()
+    run = discover(alone)
+    first = measure_run(run, written.base)
+    second = measure_run(run, written.base, known=first)
+    assert (len(first.layers), len(second.layers), second.new) == (0, 0, 0)
+    verdict = lf.assess_run(second.layers, second.checkpoints, notes=second.notes)
+    assert verdict.status == "too_few_checkpoints"
+    assert "step cannot be known" in verdict.message
+
+
 def test_progress_adds_up(tmp_path: Path) -> None:
     """A run begins once, and all of its checkpoints are advanced over."""
     heard: list[Any] = []

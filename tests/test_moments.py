@@ -181,3 +181,12 @@ def test_every_metric_is_documented() -> None:
     names = [metric.column.name for metric in METRICS]
     assert len(set(names)) == len(names)
     assert all(metric.column.meaning for metric in METRICS)
+
+
+def test_whole_numbers_are_numbers() -> None:
+    """Nobody saves an adapter as integers; if somebody does, it is measured and not a crash."""
+    weight, down, up = factors(2, 8, 12, 2)
+    whole = [(tensor * 100).to(torch.int32) for tensor in (down, up)]
+    found = moments_of(weight, whole[0], whole[1], torch.device("cpu"))
+    expected = moments_of(weight, whole[0].float(), whole[1].float(), torch.device("cpu"))
+    torch.testing.assert_close(METRIC["cosine"](found), METRIC["cosine"](expected))

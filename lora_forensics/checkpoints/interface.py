@@ -100,7 +100,7 @@ def from_header(path: Path, name: str, step: int | None, header: Header) -> Chec
     return Checkpoint(path, name, step, size=header.size, modified=header.modified, fingerprint=header.fingerprint)
 
 
-_LISTED = 3
+_LISTED = 1
 """Copies that a message lists before it says how many more there are."""
 
 

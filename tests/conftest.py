@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -29,10 +28,3 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 def sample_runs() -> Path:
     """The real runs of the repository."""
     return REPOSITORY / "sample_runs"
-
-
-def absent(what: str) -> None:
-    """Skip because of what this machine lacks; in CI (`LORA_FORENSICS_COMPLETE=1`) that is a failure."""
-    if os.environ.get("LORA_FORENSICS_COMPLETE") == "1":
-        pytest.fail(f"{what} is missing, and this environment says that it is complete")
-    pytest.skip(f"{what} is not on this machine")

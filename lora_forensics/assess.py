@@ -156,13 +156,17 @@ def _describe(
     """What chance, other windows, other modules and other quantities say."""
     steps, saved = series["step"].to_list(), list(similarity.saved)
     cosines = np.array(similarity.modules["cosines"].to_list())
+    names = dict(series.select("step", "checkpoint").iter_rows())
+    interval = layer_interval(curve, cosines, steps, detector)
+    if interval is not None:
+        interval |= {"low": names[interval["low_step"]], "high": names[interval["high_step"]]}
     null = null_band(curve, steps, saved, detector)
     band = null["null_band"]
     return {
         **null,
         "inside_null_band": None if band is None else band[0] <= turning.step <= band[1],
         "window_sweep": window_sweep(curve, steps, detector),
-        "layer_interval": layer_interval(curve, cosines, steps, detector),
+        "layer_interval": interval,
         "components": by_group(curve, similarity.modules, steps, detector, "component"),
         "roles": by_group(curve, similarity.modules, steps, detector, "role"),
         "agreement": agreement(series),

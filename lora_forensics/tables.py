@@ -15,6 +15,7 @@ from lora_forensics.series import CHECKPOINT_COLUMNS, MODULE_COLUMNS, schema
 
 LAYER_COLUMNS = (*MODULE_COLUMNS, *(metric.column for metric in METRICS))
 """Columns of layers.parquet."""
+_SCHEMA = pl.Schema(schema(LAYER_COLUMNS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class Tables:
         current = [checkpoint for checkpoint in run.checkpoints if checkpoint.name not in fresh]
         if known is not None:
             rows = known.layers.filter(pl.col("checkpoint").is_in([c.name for c in current]))
-            self._frames.append(rows.cast(schema(LAYER_COLUMNS)))
+            self._frames.append(rows.cast(_SCHEMA))
             self._dtypes.update(zip(known.checkpoints["checkpoint"], known.checkpoints["dtype"], strict=True))
             self._skipped = [
                 replace(skipped, path=checkpoint.path)  # a later scan may name the folder in another way
@@ -96,7 +97,7 @@ class Tables:
             pl.lit(self._run.name).alias("run"),
             pl.col("checkpoint").replace_strict(epochs, return_dtype=pl.Float64).alias("epoch"),  # may be known by now
         )
-        layers = layers.cast(schema(LAYER_COLUMNS))  # an empty mapping gives another type
+        layers = layers.cast(_SCHEMA)  # an empty mapping gives another type
         return layers.sort("step", pl.col("module").replace_strict(order, return_dtype=pl.Int64), maintain_order=True)
 
 

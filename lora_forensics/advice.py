@@ -34,9 +34,8 @@ def health(layers: pl.DataFrame, similarity: Similarity, unit: str = "step") -> 
         names = layers.filter(~pl.col("base_norm").is_finite())["module"].unique(maintain_order=True).to_list()
         message = f"NaN or Inf in the base model below {len(names)} of the modules, {names[0]} first"
         found.append(Finding("base-nonfinite", "error", message, "copy or download the base model again"))
-    zero = layers.group_by("step").agg((pl.col("delta_norm") == 0).all().alias("zero")).filter(pl.col("zero"))
-    if not zero.is_empty():
-        steps = zero["step"].sort().to_list()
+    steps = _steps_of_zeros(layers, "delta_norm")
+    if steps:
         message = f"the adapter changes nothing at {_steps(steps, unit)}: every change of a weight is zero"
         hint = "an adapter at step 0 is like that; later it was not trained, or was saved wrongly"
         found.append(Finding("zero-change", "info" if steps == [layers["step"].min()] else "error", message, hint))
@@ -58,11 +57,9 @@ def _changes(layers: pl.DataFrame, unit: str) -> list[Finding]:
         hint = "two trainings may have written into one folder: give each its own"
         found.append(Finding("mixed-runs", "warning", message, hint))
     if "step_size" in layers.columns:
-        still = layers.group_by("step").agg((pl.col("step_size") == 0).all().alias("still")).filter(pl.col("still"))
-        if not still.is_empty():
-            message = (
-                f"the adapter is the same as at the checkpoint before at {_steps(still['step'].sort().to_list(), unit)}"
-            )
+        still = _steps_of_zeros(layers, "step_size")
+        if still:
+            message = f"the adapter is the same as at the checkpoint before at {_steps(still, unit)}"
             hint = "it is not being trained, or one state is saved again and again"
             found.append(Finding("unchanged", "error", message, hint))
     return found
@@ -80,8 +77,8 @@ def advice(
     found = []
     if similarity.gaps:
         low, high = similarity.gaps
-        message = f"checkpoints are {low} to {high} {unit}s apart: CS is interpolated to even steps"
-        found.append(Finding("uneven-cadence", "warning", message, "save at one interval"))
+        message = f"checkpoints that can be used are {low} to {high} {unit}s apart: CS is interpolated to even steps"
+        found.append(Finding("uneven-cadence", "warning", message, "save at one interval, and keep every checkpoint"))
     if turning is not None and keep is not None and keep.rests_on == "turning_point":
         band = evidence.get("null_band")
         if band and not evidence["inside_null_band"]:
@@ -131,7 +128,7 @@ def message_of(
     """The status in a sentence that says what to do."""
     size, values = window.size or 2, series["cs_fluctuation"].count()
     return {
-        "unhealthy": "every saved adapter is zero or not finite: there is nothing to keep",
+        "unhealthy": "every saved adapter is zero or not finite: the training diverged, or nothing was trained",
         "no_base_model": notes.base_problem or "no base model: cosines are not known",
         "too_few_checkpoints": _too_few(len(places), len(series), size, notes),
         "no_second_valley": (
@@ -146,7 +143,9 @@ def _too_few(there: int, count: int, size: int, notes: RunNotes) -> str:
     """Why there is no series, or how many checkpoints one needs."""
     rules = {finding.rule: finding for finding in notes.findings}
     if count == 0 and (there or notes.findings or notes.skipped):
-        known = next((rules[rule].message for rule in ("module-unread", "step-unknown") if rule in rules), "")
+        known = next(
+            (rules[rule].message for rule in ("base-missing", "module-unread", "step-unknown") if rule in rules), ""
+        )
         lost = f"no checkpoint could be read: {notes.skipped[0].reason}" if notes.skipped else ""
         return known or lost or NO_SERIES
     needed = max(MINIMUM_CHECKPOINTS, 3 * size + 3)
@@ -154,6 +153,12 @@ def _too_few(there: int, count: int, size: int, notes: RunNotes) -> str:
     if count >= MINIMUM_CHECKPOINTS:
         return f"{have} at a window of {size}: use --window {(count - 3) // 3} or less"
     return f"{have}; to save more often, {notes.save_more_often}" if notes.save_more_often else have
+
+
+def _steps_of_zeros(layers: pl.DataFrame, column: str) -> list[int]:
+    """Steps at which a column is 0 for every module; unknown is not 0."""
+    zero = (pl.col(column) == 0).fill_null(value=False).all()
+    return layers.group_by("step").agg(zero.alias("zero")).filter(pl.col("zero"))["step"].sort().to_list()
 
 
 def _steps(steps: list[int], unit: str) -> str:

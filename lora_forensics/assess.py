@@ -86,7 +86,7 @@ def assess(
     window = choose_window(options.window, len(steps), cadence, first_known(places, "steps_per_epoch"))
     curve, findings = curve_of(similarity, window.size, options) if window.size and steps else (None, [])
     series = series_of(similarity.frame, curve)
-    turning = _turning_point(series, curve, options)
+    turning = _turning_point(series, curve, similarity, options)
     scope, _ = scope_of(layers, options)
     status = _status(scope, series, window, turning)
     turning = turning if status == "turning_point" else None
@@ -142,12 +142,16 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _turning_point(series: pl.DataFrame, curve: Curve | None, options: AssessOptions) -> TurningPoint | None:
+def _turning_point(
+    series: pl.DataFrame, curve: Curve | None, similarity: Similarity, options: AssessOptions
+) -> TurningPoint | None:
     found = DETECTORS[options.detector](curve) if curve is not None else None
     if found is None:
         return None
     row = series.row(found.index, named=True)
-    return TurningPoint(found.index, row["step"], row["epoch"], row["checkpoint"], series["step"][found.support_end])
+    end = series["step"][found.support_end]
+    end = min(step for step in similarity.saved if step >= end)  # an interpolated step rests on the save behind it
+    return TurningPoint(found.index, row["step"], row["epoch"], row["checkpoint"], end)
 
 
 def _describe(
@@ -188,9 +192,11 @@ def _status(scope: pl.DataFrame, series: pl.DataFrame, window: Window, turning: 
 
 
 def _broken(layers: pl.DataFrame, places: pl.DataFrame) -> list[int]:
-    """Steps whose file could not be read, or holds NaN or Inf."""
-    nonfinite = layers.filter(pl.col("nonfinite") > 0)["step"]
-    return sorted({*nonfinite, *places["step"]} - ({*layers["step"]} - {*nonfinite}))
+    """Steps whose file could not be read, or holds NaN or Inf. What only waits for its base model has no print yet."""
+    nonfinite = set(layers.filter(pl.col("nonfinite") > 0)["step"])
+    waiting = pl.col("fingerprint").is_null() & pl.col("fingerprint").is_not_null().any()
+    there = set(places.filter(~waiting)["step"])
+    return sorted((there - set(layers["step"])) | nonfinite)
 
 
 def _keep(places: pl.DataFrame, turning: TurningPoint | None, broken: list[int]) -> tuple[Keep | None, dict[str, Any]]:
@@ -201,8 +207,11 @@ def _keep(places: pl.DataFrame, turning: TurningPoint | None, broken: list[int])
     if len(logged) < 2:  # one value compares nothing
         if turning is None:
             return None, {"held_out": None}
-        saved = places.filter(pl.col("checkpoint") == turning.checkpoint).row(0, named=True)
-        return Keep(turning.checkpoint, saved["step"], saved["epoch"], "turning_point"), {"held_out": None}
+        usable = places.filter((pl.col("step") <= turning.step) & ~pl.col("step").is_in(broken))
+        if usable.is_empty():
+            return None, {"held_out": None}
+        saved = usable.row(-1, named=True)  # the nearest that was saved, and is whole, not after the turning point
+        return Keep(saved["checkpoint"], saved["step"], saved["epoch"], "turning_point"), {"held_out": None}
     best = logged.sort("held_out_loss", "step").row(0, named=True)
     losses = dict(logged.select("step", "held_out_loss").iter_rows())
     held_out = {
@@ -210,9 +219,14 @@ def _keep(places: pl.DataFrame, turning: TurningPoint | None, broken: list[int])
         "step": best["step"],
         "loss": best["held_out_loss"],
         "last_loss": logged["held_out_loss"][-1],
-        "at_turning_point": losses.get(turning.step) if turning else None,
+        "at_turning_point": losses.get(turning.step, losses.get(_saved_step(places, turning))) if turning else None,
     }
     return Keep(best["checkpoint"], best["step"], best["epoch"], "held_out_loss"), {"held_out": held_out}
+
+
+def _saved_step(places: pl.DataFrame, turning: TurningPoint) -> int:
+    """The step of the turning point's checkpoint; before its own where steps are interpolated."""
+    return int(places.filter(pl.col("checkpoint") == turning.checkpoint)["step"][0])
 
 
 def _candidates(
@@ -223,7 +237,7 @@ def _candidates(
     if keep is not None and keep.rests_on == "held_out_loss":
         found.append(Candidate(keep.checkpoint, keep.step, "lowest held-out loss"))
     if turning is not None:
-        found.append(Candidate(turning.checkpoint, turning.step, "second valley of CS-Fluctuation"))
+        found.append(Candidate(turning.checkpoint, _saved_step(places, turning), "second valley of CS-Fluctuation"))
     names = dict(places.select("step", "checkpoint").iter_rows())
     if half is not None and half in names and len(names) > 1:
         found.append(Candidate(names[half], half, "half of the way that the weights moved"))

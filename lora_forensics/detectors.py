@@ -40,7 +40,7 @@ class Curve:
     def valleys(self) -> NDArray[np.int64]:
         """Valleys of CS-Fluctuation that stand above the noise."""
         value = self.fluctuation.value
-        if not self.noise:
+        if not self.noise or value.size < 3:
             return valleys(value)
         # on the root of CS-Fluctuation, where noise moves high and low values alike
         rates = np.broadcast_to(self.rates, self.cosine.shape)[: value.size]

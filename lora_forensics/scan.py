@@ -131,7 +131,7 @@ def scan(paths: Sequence[Path], options: ScanOptions) -> Scan:
         verdict = assessment.verdict
         verdicts.append(verdict)
         new += measured.new
-        known += len(measured.checkpoints) - measured.new
+        known += len(measured.checkpoints) - measured.new - measured.waiting
         if verdict.status == "no_base_model" or (run.checkpoints and measured.layers.is_empty()):
             failed.append((run.name, verdict.message))
     summary = Summary(tuple(verdicts), tuple(skipped), versions(), options.out)

@@ -187,6 +187,7 @@ def similarity_of(layers: pl.DataFrame, places: pl.DataFrame, options: AssessOpt
     if layers[column].null_count() == len(layers) > layers["cosine"].null_count():
         raise SeriesError(f"the table has no {options.similarity} cosines: {column} is empty", "use --similarity flat")
     scope, components = scope_of(layers, options)
+    scope = scope.filter(pl.col("step").is_in(places["step"].implode()))
     scope = scope.filter(pl.col(column).is_not_null().any().over("module"))  # without a base weight: not in scope
     defined = pl.col(column).is_finite().fill_null(value=False)
     modules = scope["module"].n_unique()
@@ -222,7 +223,9 @@ def _even(similarity: Similarity) -> Similarity:
     frame = similarity.frame
     steps = frame["step"].to_numpy()
     gaps = np.diff(steps)
-    if len(steps) < MINIMUM_CHECKPOINTS or gaps.max() <= UNEVEN * gaps.min():
+    # the final save of a training often follows the last numbered one by less than an interval
+    inner = gaps[:-1] if len(gaps) > 1 and gaps[-1] < np.median(gaps) else gaps
+    if len(steps) < MINIMUM_CHECKPOINTS or inner.max() <= UNEVEN * inner.min():
         return similarity
     # a single long pause must not turn into thousands of rows
     cadence = max(round(float(np.median(gaps))), math.ceil((steps[-1] - steps[0]) / (4 * len(steps))), 1)

@@ -74,8 +74,7 @@ def name_in(out: Path, run: Run) -> str | None:
     except (SeriesError, pl.exceptions.PolarsError):
         return None
     tail, own = run.name.rpartition("/")[2], os.path.realpath(run.path)
-    # a PEFT run is called by its folder, runs of kohya by their stems
-    return next((name for name, path in rows if path == own and name.rpartition("/")[2] in (tail, run.path.name)), None)
+    return next((name for name, path in rows if path == own and name.rpartition("/")[2] == tail), None)
 
 
 def load_measured(folder: Path) -> Measured | None:

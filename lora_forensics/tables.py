@@ -27,6 +27,8 @@ class Measured:
     notes: RunNotes
     new: int = 0
     """Checkpoints that were measured now; the others were known."""
+    waiting: int = 0
+    """Checkpoints that could not be measured now, for their base model is away."""
 
 
 class Tables:
@@ -42,6 +44,8 @@ class Tables:
         self._skipped: list[Skipped] = []
         self._notices = Notices()
         current = [checkpoint for checkpoint in run.checkpoints if checkpoint.name not in fresh]
+        if not current:
+            self._known = known = None  # nothing is reused, nor what was said about it
         if known is not None:
             rows = known.layers.filter(pl.col("checkpoint").is_in([c.name for c in current]))
             self._frames.append(rows.cast(_SCHEMA))
@@ -86,7 +90,7 @@ class Tables:
             findings=(*self._run.findings, *found, *kept),
             skipped=(*self._run.skipped, *self._skipped),
         )
-        return Measured(layers, checkpoint_table(self._run, self._dtypes, waiting), notes, self._new)
+        return Measured(layers, checkpoint_table(self._run, self._dtypes, waiting), notes, self._new, len(waiting))
 
     def _layers(self) -> pl.DataFrame:
         """All rows by step, modules in the order of the first checkpoint."""

@@ -120,20 +120,27 @@ def rising(series: Floats, bottoms: NDArray[np.int64], floor: ArrayLike) -> NDAr
     A side reaches to the neighbouring valley of those that stay: shallow dips are dropped, shallowest first.
     """
     limits = np.broadcast_to(np.asarray(floor, dtype=np.float64), series.shape)
-    gaps = np.flatnonzero(np.isnan(series)).tolist()
-    kept = bottoms.tolist()
-    while kept:
-        edges = sorted({0, series.size - 1, *gaps, *kept})
-        excess = []
-        for here in kept:
-            place = edges.index(here)
-            left, right = series[edges[place - 1] : here + 1], series[here : edges[place + 1] + 1]
-            excess.append(min(np.nanmax(left), np.nanmax(right)) - series[here] - limits[here])
+    kept: list[int] = []
+    gaps = np.flatnonzero(np.isnan(series))
+    for start, stop in zip([0, *(gaps + 1)], [*gaps, series.size], strict=True):
+        here = bottoms[(bottoms >= start) & (bottoms < stop)]
+        if here.size:
+            kept.extend(_rising(series[start:stop], here - start, limits[start:stop]) + start)
+    return np.array(kept, dtype=np.int64)
+
+
+def _rising(series: Floats, bottoms: NDArray[np.int64], limits: Floats) -> NDArray[np.int64]:
+    """`rising` in a stretch without gaps: a valley that goes leaves the higher of its sides to its neighbours."""
+    peaks = np.maximum.reduceat(series, [0, *bottoms])
+    peaks[-1] = max(peaks[-1], series[-1])
+    while bottoms.size:
+        excess = np.minimum(peaks[:-1], peaks[1:]) - series[bottoms] - limits[bottoms]
         shallowest = int(np.argmin(excess))
         if excess[shallowest] > 0:
             break
-        del kept[shallowest]
-    return np.array(kept, dtype=np.int64)
+        peaks[shallowest] = max(peaks[shallowest], peaks[shallowest + 1])
+        peaks, bottoms = np.delete(peaks, shallowest + 1), np.delete(bottoms, shallowest)
+    return bottoms
 
 
 def _windows(series: Floats, window: int) -> Floats:

@@ -86,3 +86,20 @@ def test_prominence_counts_deep_valleys_only() -> None:
     ]
     assert all(deep >= plain for plain, deep in later)
     assert any(deep > plain for plain, deep in later)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_dropping_shallow_valleys_equals_the_slow_rule(seed: int) -> None:
+    """Recompute all sides after each drop, by hand."""
+    series = np.abs(walk(seed, 60))
+    kept = valleys(series).tolist()
+    while kept:
+        edges = [0, *kept, series.size - 1]
+        depth = [
+            min(series[a : b + 1].max(), series[b : c + 1].max()) - series[b]
+            for a, b, c in zip(edges, kept, edges[2:], strict=False)
+        ]
+        if min(depth) > 1.0:
+            break
+        del kept[int(np.argmin(depth))]
+    assert rising(series, valleys(series), 1.0).tolist() == kept

@@ -150,3 +150,32 @@ def test_half_of_the_path_counts_movement() -> None:
         (30, "half of the way that the weights moved"),
         (40, "the last one"),
     ]
+
+
+def test_a_final_save_soon_after_the_last_is_no_unevenness() -> None:
+    """The usual end of a training: 10, 20, ..., 390 and 393; no row is lost and nothing is said."""
+    layers = layers_of(walks(3, 2, 40)).with_columns(pl.col("step").replace(400, 393))
+    verdict = lf.assess_run(layers, window=3)
+    assert "uneven-cadence" not in {finding.rule for finding in verdict.findings}
+    assert verdict.evidence["steps"] == [10, 393]
+
+
+def test_a_table_with_cosines_alone_is_not_called_zero() -> None:
+    """Unknown norms are not norms of 0."""
+    rules = {finding.rule for finding in lf.assess_run(layers_of(walks(4, 2, 40))).findings}
+    assert not {"zero-change", "unchanged", "nonfinite"} & rules
+
+
+def test_a_broken_checkpoint_is_not_kept() -> None:
+    """With NaN in one module at the turning point, the whole checkpoint before it is named."""
+    layers = layers_of(walks(5, 4, 40)).with_columns(nonfinite=pl.lit(0), delta_norm=pl.lit(1.0))
+    turning = lf.assess_run(layers, window=3).turning_point
+    assert turning is not None
+    extra = layers.filter(pl.col("module") == "m0").with_columns(
+        module=pl.lit("broken"), nonfinite=pl.when(pl.col("step") == turning.step).then(3).otherwise(0),
+        cosine=pl.when(pl.col("step") == turning.step).then(float("nan")).otherwise("cosine"),
+    )  # fmt: skip
+    verdict = lf.assess_run(pl.concat([layers, extra]), window=3)
+    assert verdict.turning_point is not None
+    assert verdict.keep is not None
+    assert verdict.keep.step == verdict.turning_point.step - 10

@@ -432,6 +432,21 @@ def test_a_lone_final_adapter_is_scanned_twice(tmp_path: Path) -> None:
     assert "step cannot be known" in verdict.message
 
 
+def test_a_finding_goes_when_its_reason_does(tmp_path: Path) -> None:
+    """The configuration is put back, all is measured again: the scale is known."""
+    written = peft_run(tmp_path, steps=[10, 20])
+    configs = {path: path.read_text() for path in written.path.rglob("adapter_config.json")}
+    for path in configs:
+        path.unlink()
+    known = measure_run(discover(written.path), written.base)
+    assert "scale-unknown" in {finding.rule for finding in known.notes.findings}
+    for path, text in configs.items():
+        path.write_text(text)
+    again = measure_run(discover(written.path), written.base, known=known)
+    assert again.new == 2
+    assert "scale-unknown" not in {finding.rule for finding in again.notes.findings}
+
+
 def test_progress_adds_up(tmp_path: Path) -> None:
     """A run begins once, and all of its checkpoints are advanced over."""
     heard: list[Any] = []

@@ -80,7 +80,7 @@ class PeftTrainer:
             steps_per_epoch=per_epoch,
             batch_size=batch,
             base=_base(found[0].config),
-            findings=(*placed.findings, *_elsewhere(placed.checkpoints, state)),
+            findings=(*placed.findings, *_elsewhere(placed.checkpoints, skipped, state)),
             skipped=tuple(skipped),
             save_more_often=self.save_more_often,
         )
@@ -151,7 +151,7 @@ def _held_out(state: dict[str, Any]) -> Curve:
     return Curve.of((step, sum(curve.at(step) or 0.0 for curve in curves) / len(curves)) for step in steps)
 
 
-def _elsewhere(checkpoints: tuple[Checkpoint, ...], state: dict[str, Any]) -> list[Finding]:
+def _elsewhere(checkpoints: tuple[Checkpoint, ...], skipped: list[Skipped], state: dict[str, Any]) -> list[Finding]:
     """A finding if the lowest held-out loss was logged at a step that was not saved."""
     held_out = _held_out(state)
     saved = {checkpoint.step for checkpoint in checkpoints}
@@ -161,6 +161,9 @@ def _elsewhere(checkpoints: tuple[Checkpoint, ...], state: dict[str, Any]) -> li
     step, loss = held_out.steps[best], held_out.values[best]
     if step in saved:
         return []
+    if any(f"checkpoint-{step}" in entry.path.parts for entry in skipped):
+        message = f"the lowest held-out loss, {loss:.4g}, was logged at step {step}, whose checkpoint cannot be read"
+        return [Finding("held-out-elsewhere", "warning", message)]
     common = sum(other in saved for other in held_out.steps)
     message = f"the lowest held-out loss, {loss:.4g}, was logged at step {step}, which was not saved"
     message += f"; {common or 'none'} of {len(held_out.steps)} evaluations fall on saved checkpoints"

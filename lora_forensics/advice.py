@@ -12,8 +12,7 @@ from lora_forensics.similarity import AssessOptions, Similarity, Window
 from lora_forensics.turning_point import MINIMUM_CHECKPOINTS
 
 FEW_CHECKPOINTS = 30
-"""Below this, picks were no better than the middle checkpoint in tests (docs/method.md)."""
-
+"""Below this, picks were no better than the middle checkpoint in tests (docs/validity.md)."""
 
 NO_SERIES = "no module has a cosine throughout the checkpoints: there is no series to look for a valley in"
 """Where checkpoints are many but none of their modules can be followed."""

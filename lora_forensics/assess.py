@@ -13,7 +13,16 @@ import polars as pl
 from lora_forensics.advice import advice, health, message_of
 from lora_forensics.detectors import DETECTORS, Curve
 from lora_forensics.evidence import agreement, by_group, half_of_path, layer_interval, null_band, window_sweep
-from lora_forensics.records import BaseModelSummary, Candidate, Keep, RunNotes, Status, TurningPoint, Verdict
+from lora_forensics.records import (
+    BaseModelSummary,
+    Candidate,
+    Keep,
+    RunNotes,
+    Status,
+    TurningPoint,
+    Verdict,
+    describe_adapter,
+)
 from lora_forensics.similarity import (
     AssessOptions,
     Similarity,
@@ -23,7 +32,6 @@ from lora_forensics.similarity import (
     curve_of,
     first_known,
     places_of,
-    scope_of,
     series_of,
     similarity_of,
 )
@@ -87,8 +95,7 @@ def assess(
     curve, findings = curve_of(similarity, window.size, options) if window.size and steps else (None, [])
     series = series_of(similarity.frame, curve)
     turning = _turning_point(series, curve, similarity, options)
-    scope, _ = scope_of(layers, options)
-    status = _status(scope, series, window, turning)
+    status = _status(similarity.scope, series, window, turning)
     turning = turning if status == "turning_point" else None
     keep, evidence = _keep(places, turning, _broken(layers, places))
     if turning is not None and curve is not None:
@@ -108,7 +115,7 @@ def assess(
         status=status,
         keep=keep,
         turning_point=turning,
-        candidates=_candidates(keep, turning, places, half_of_path(scope)),
+        candidates=_candidates(keep, turning, places, half_of_path(similarity.scope)),
         evidence=evidence,
         last_is_past_turning_point=None if turning is None else places["step"][-1] > turning.step,
         window=window.size,
@@ -253,8 +260,4 @@ def _summary(layers: pl.DataFrame) -> BaseModelSummary:
 def _adapter(layers: pl.DataFrame) -> str | None:
     kinds = layers["adapter"].drop_nulls().unique().sort().to_list()
     ranks = layers["rank"].drop_nulls().unique().sort().to_list()
-    if not kinds:
-        return None
-    return ", ".join(kinds) + (
-        f" rank {ranks[0]}" if len(ranks) == 1 else f" ranks {ranks[0]}-{ranks[-1]}" if ranks else ""
-    )
+    return describe_adapter(kinds, ranks) if kinds else None

@@ -10,7 +10,7 @@ from typing import Any
 
 from lora_forensics.adapters import read_layout
 from lora_forensics.errors import LoraForensicsError
-from lora_forensics.records import SCHEMA, Checkpoint, Run, Skipped
+from lora_forensics.records import SCHEMA, Checkpoint, Run, Skipped, describe_adapter
 from lora_forensics.reports.text import count, number, plain
 from lora_forensics.tensors import PICKLES, open_tensors
 
@@ -120,9 +120,7 @@ def _adapter(run: Run) -> tuple[str | None, int | None]:
         return None, None
     kinds = sorted({module.kind for module in layout.modules.values()})
     ranks = sorted({module.layout.rank for module in layout.modules.values()})
-    kind = ", ".join(kinds) or "a kind that is not read"
-    rank = f" rank {ranks[0]}" if len(ranks) == 1 else f" ranks {ranks[0]}-{ranks[-1]}" if ranks else ""
-    return kind + rank, len(layout.modules) + len(layout.unread)
+    return describe_adapter(kinds or ["a kind that is not read"], ranks), len(layout.modules) + len(layout.unread)
 
 
 def _short(entry: Skipped) -> str:

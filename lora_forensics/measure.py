@@ -109,7 +109,8 @@ def measure_run(
         base_problem="" if away else problem,
         measured_with=measured_with,
     )
-    extra = [check_hash(frozen, run.base)] if frozen else []
+    # a base is read through for its hash when something is measured; the finding is kept with the rows
+    extra = [check_hash(frozen, run.base)] if frozen and fresh else []
     if waiting:
         message = f"{len(waiting)} new checkpoints wait for the base model, which is not found any more"
         extra.append(Finding("base-missing", "warning", message, problem))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -50,6 +50,12 @@ class Skipped:
     def from_dict(cls, document: dict[str, Any]) -> Skipped:
         """The inverse of `to_dict`."""
         return cls(Path(document["path"]), document["reason"], document.get("expected", False))
+
+
+def describe_adapter(kinds: Sequence[str], ranks: Sequence[int]) -> str:
+    """'lora rank 8', 'lora ranks 4-16'; both ascend, ranks may be unknown."""
+    rank = f" rank {ranks[0]}" if len(ranks) == 1 else f" ranks {ranks[0]}-{ranks[-1]}" if ranks else ""
+    return ", ".join(kinds) + rank
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,27 +99,28 @@ CHECKPOINT_COLUMNS = (
     Column("modified", "Float64", "modification time of the file", "seconds since 1970"),
 )
 
-_PAPER = "Luo et al., Early-stopping Low-Rank Adaptation of Foundation Models"
+PAPER = "Luo et al., Early-stopping Low-Rank Adaptation of Foundation Models"
+"""Source of CS and of CS-Fluctuation."""
 
 SERIES_COLUMNS = (
     *_PLACE,
     Column("learning_rate", "Float64", "rate at this step; null where unknown", "per step"),
     Column("modules", "Int64", "modules that are averaged: those with a cosine at every checkpoint used"),
     Column(
-        "cosine", "Float64", "CS: mean over modules of the flat cosine", "", "mean_i <D,W>/(|D||W|)", f"{_PAPER}, Eq. 2"
+        "cosine", "Float64", "CS: mean over modules of the flat cosine", "", "mean_i <D,W>/(|D||W|)", f"{PAPER}, Eq. 2"
     ),
-    Column("cosine_rowwise", "Float64", "the same with the row-wise cosine", "", "", f"{_PAPER}, language-model code"),
+    Column("cosine_rowwise", "Float64", "the same with the row-wise cosine", "", "", f"{PAPER}, language-model code"),
     Column("window", "Int64", "M, the window of all moving averages", "checkpoints"),
-    Column("cosine_ma", "Float64", "moving average of CS", "", "mean(CS_j .. CS_(j+M-1))", f"{_PAPER}, Eq. 3"),
-    Column("slope", "Float64", "change of the moving average", "per checkpoint", "MA_(j+1) - MA_j", f"{_PAPER}, Eq. 3"),
-    Column("slope_ma", "Float64", "moving average of the slopes, X", "per checkpoint", "mean over M slopes", _PAPER),
+    Column("cosine_ma", "Float64", "moving average of CS", "", "mean(CS_j .. CS_(j+M-1))", f"{PAPER}, Eq. 3"),
+    Column("slope", "Float64", "change of the moving average", "per checkpoint", "MA_(j+1) - MA_j", f"{PAPER}, Eq. 3"),
+    Column("slope_ma", "Float64", "moving average of the slopes, X", "per checkpoint", "mean over M slopes", PAPER),
     Column(
         "cs_fluctuation",
         "Float64",
         "CS-Fluctuation; the value belongs to the first checkpoint that it is computed from",
         "",
         "population variance of X over M, / learning_rate",
-        f"{_PAPER}, Eq. 4",
+        f"{PAPER}, Eq. 4",
     ),
     Column("valley", "Int64", "1 for the first valley of CS-Fluctuation, 2 for the second, ...; else null"),
     Column(

@@ -83,6 +83,8 @@ class Similarity:
 
     frame: pl.DataFrame
     """One row per checkpoint used, with the means of all metrics."""
+    scope: pl.DataFrame
+    """The rows of layers.parquet whose components enter CS, with a base weight or without."""
     components: tuple[str, ...]
     dropped: tuple[int, ...]
     """Steps at which more than half of the modules have no cosine."""
@@ -186,7 +188,8 @@ def similarity_of(layers: pl.DataFrame, places: pl.DataFrame, options: AssessOpt
     column = SIMILARITIES[options.similarity]
     if layers[column].null_count() == len(layers) > layers["cosine"].null_count():
         raise SeriesError(f"the table has no {options.similarity} cosines: {column} is empty", "use --similarity flat")
-    scope, components = scope_of(layers, options)
+    scope, components = _scope(layers, options)
+    whole = scope
     scope = scope.filter(pl.col("step").is_in(places["step"].implode()))
     scope = scope.filter(pl.col(column).is_not_null().any().over("module"))  # without a base weight: not in scope
     defined = pl.col(column).is_finite().fill_null(value=False)
@@ -197,7 +200,7 @@ def similarity_of(layers: pl.DataFrame, places: pl.DataFrame, options: AssessOpt
     used = used.filter(pl.len().over("module") == len(kept))
     metrics = [name for name, dtype in used.schema.items() if dtype == pl.Float64 and name not in ("epoch", "scale")]
     means = [pl.col(name).fill_nan(None).mean().alias(f"mean_{name}") for name in metrics]
-    series = used.group_by("step").agg(pl.len().cast(pl.Int64).alias("modules"), *means).sort("step")
+    series = used.group_by("step").agg(pl.len().cast(pl.Int64).alias("modules"), *means)
     series = series.rename({"mean_cosine": "cosine", "mean_cosine_rowwise": "cosine_rowwise"})
     series = places.select("run", "step", "epoch", "checkpoint", "learning_rate").join(series, on="step", how="inner")
     dropped = set(scope["step"]) - set(kept)
@@ -206,7 +209,7 @@ def similarity_of(layers: pl.DataFrame, places: pl.DataFrame, options: AssessOpt
     series = series.sort("step").with_columns(interpolated=pl.lit(False))
     saved = tuple(series["step"].to_list())
     noise = _noise(used, series, column)
-    return _even(Similarity(series, components, tuple(sorted(dropped)), noise, modules_used, saved))
+    return _even(Similarity(series, whole, components, tuple(sorted(dropped)), noise, modules_used, saved))
 
 
 def _noise(used: pl.DataFrame, series: pl.DataFrame, column: str) -> float:
@@ -241,7 +244,7 @@ def _even(similarity: Similarity) -> Similarity:
     return replace(similarity, frame=even, modules=modules, gaps=(int(gaps.min()), int(gaps.max())))
 
 
-def scope_of(layers: pl.DataFrame, options: AssessOptions) -> tuple[pl.DataFrame, tuple[str, ...]]:
+def _scope(layers: pl.DataFrame, options: AssessOptions) -> tuple[pl.DataFrame, tuple[str, ...]]:
     """The modules that enter CS, and their components."""
     there = [name for name in layers["component"].unique(maintain_order=True) if name is not None]
     if not there:

@@ -107,8 +107,9 @@ def measure_unit(unit: Unit, advance: Callable[[float], None] | None = None) -> 
 def _references(base: BaseModel, loaded: list[_Loaded]) -> dict[tuple[str, int, int], WeightRef | Unresolved]:
     """The weight below every module in every shape that it has: two trainings may share a folder."""
     found: dict[tuple[str, int, int], WeightRef | Unresolved] = {}
-    for layout in {id(entry.layout): entry.layout for entry in loaded}.values():
-        shapes = {name: (module.layout.rows, module.layout.columns) for name, module in layout.modules.items()}
+    for entry in loaded:
+        modules = entry.layout.modules
+        shapes = {name: (module.layout.rows, module.layout.columns) for name, module in modules.items()}
         new = {name: shape for name, shape in shapes.items() if (name, *shape) not in found}
         found.update({(name, *shapes[name]): ref for name, ref in base.resolve(new).items()} if new else {})
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from dataclasses import replace
@@ -30,6 +31,9 @@ import lora_forensics as lf
 from lora_forensics.measure import MeasureOptions, Progress, measure_run, unmeasured
 from lora_forensics.records import Run
 from lora_forensics.tables import LAYER_COLUMNS, Measured
+
+
+KOHYA = Path(__file__).parent / "data" / "kohya"
 
 
 def discover(path: Path) -> Run:
@@ -185,6 +189,23 @@ def test_kohya_files_against_a_dense_reference(sample_runs: Path) -> None:
     assert len(layers) == measured_modules(run)
 
 
+def test_files_of_kohyas_own_network_code_against_its_own_deltas(tmp_path: Path) -> None:
+    """A file that sd-scripts (48d368f) wrote, and the changes that its modules make, stored in float32."""
+    truth = json.loads(gzip.decompress((KOHYA / "num_kohya_lora.json.gz").read_bytes()))["truth"]
+    shutil.copy(KOHYA / "num_kohya_lora.safetensors", tmp_path / "a-step00000010.safetensors")
+    measured = measure_run(discover(tmp_path), KOHYA / "shared_num_kohya_base.safetensors")
+    base, deltas = (
+        load_file(KOHYA / name) for name in ("shared_num_kohya_base.safetensors", "num_kohya_lora_delta.safetensors")
+    )
+    assert set(measured.layers["module"]) == set(truth)
+    for row in measured.layers.iter_rows(named=True):
+        tensor = truth[row["module"]]["tensor"]
+        weight, delta = base[tensor].double(), deltas[tensor].double()
+        assert row["tensor"] == tensor
+        assert abs(row["cosine"] - (weight * delta).sum() / (weight.norm() * delta.norm())) < 2e-8
+        assert row["delta_norm"] == pytest.approx(float(delta.norm()), rel=1e-6)
+
+
 def measured_modules(run: Run) -> int:
     """Modules of the first file, counted by its keys."""
     with safe_open(run.checkpoints[0].path, "pt") as file:
@@ -286,7 +307,11 @@ def test_a_recorded_hash_that_differs_is_a_finding(tmp_path: Path) -> None:
     save_file(load_file(base / "unet" / "diffusion_pytorch_model.safetensors"), single)
     extra = {"ss_new_sd_model_hash": "0" * 64}
     run = discover(kohya_run(tmp_path / "run", steps=[10, 20], **extra))
-    assert "base-hash-differs" in {finding.rule for finding in measure_run(run, single).notes.findings}
+    first = measure_run(run, single)
+    assert "base-hash-differs" in {finding.rule for finding in first.notes.findings}
+    again = measure_run(run, single, known=first)
+    assert again.new == 0
+    assert again.notes.findings == first.notes.findings
 
 
 def test_a_checkpoint_that_breaks_while_it_is_read_is_skipped(tmp_path: Path) -> None:

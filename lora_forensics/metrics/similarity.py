@@ -5,19 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lora_forensics.metrics.interface import metric
+from lora_forensics.series import PAPER
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from lora_forensics.moments import Moments
 
-_PAPER = "Luo et al., Early-stopping Low-Rank Adaptation of Foundation Models"
-
 
 @metric(
     "cosine of the change and the frozen weight, both flattened; NaN for a zero or non-finite change",
     formula="<D,W> / (|D| |W|)",
-    source=f"{_PAPER}, Eq. 2",
+    source=f"{PAPER}, Eq. 2",
     needs_base=True,
 )
 def cosine(batch: Moments) -> Tensor:
@@ -39,7 +38,7 @@ def cosine_noise(batch: Moments) -> Tensor:
 @metric(
     "mean over output rows of the rows' cosines, rows with a zero norm left out; NaN if none is left",
     formula="mean_n <D_n,W_n> / (|D_n| |W_n|)",
-    source=f"{_PAPER}, the released language-model code",
+    source=f"{PAPER}, the released language-model code",
     needs_base=True,
 )
 def cosine_rowwise(batch: Moments) -> Tensor:

@@ -32,7 +32,6 @@ from lora_forensics.measure import MeasureOptions, Progress, measure_run, unmeas
 from lora_forensics.records import Run
 from lora_forensics.tables import LAYER_COLUMNS, Measured
 
-
 KOHYA = Path(__file__).parent / "data" / "kohya"
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from lora_forensics.records import Finding, Keep, RunNotes, Status, TurningPoint
+from lora_forensics.records import Candidate, Finding, Keep, RunNotes, Status, TurningPoint
 from lora_forensics.similarity import AssessOptions, Similarity, Window
 from lora_forensics.turning_point import MINIMUM_CHECKPOINTS
 
 FEW_CHECKPOINTS = 30
 """Below this, picks were no better than the middle checkpoint in tests (docs/validity.md)."""
+
+COMPARE = "compare the candidates on a few samples that were not trained on"
 
 NO_SERIES = "no module has a cosine throughout the checkpoints: there is no series to look for a valley in"
 """Where checkpoints are many but none of their modules can be followed."""
@@ -78,18 +81,22 @@ def advice(
         low, high = similarity.gaps
         message = f"checkpoints that can be used are {low} to {high} {unit}s apart: CS is interpolated to even steps"
         found.append(Finding("uneven-cadence", "warning", message, "save at one interval, and keep every checkpoint"))
+    band = evidence.get("null_band")
+    if keep is not None and keep.rests_on == "weights":
+        message = "half of the way is no sign of overfitting; fresh test runs did not show it to beat the middle one"
+        found.append(Finding("weak-evidence", "info", message, COMPARE))
     if turning is not None and keep is not None and keep.rests_on == "turning_point":
-        band = evidence.get("null_band")
         if band and not evidence["inside_null_band"]:
-            message = f"a random walk would turn between {unit}s {band[0]} and {band[1]}: this lies outside of it"
+            message = "a random walk seldom turns there; that alone does not show overfitting"
         elif band:
-            message = f"a random walk turns between {unit}s {band[0]} and {band[1]}, too: no evidence beyond the window"
+            message = "a random walk turns there, too: no evidence beyond the window"
         else:
             message = "a second valley is weak evidence: a random walk has one too, at a place set by the window"
-        hint = "compare it with other candidates on a few samples that were not trained on"
+        hint = COMPARE
         if len(similarity.frame) < FEW_CHECKPOINTS:
             hint += f"; below {FEW_CHECKPOINTS} checkpoints, picks were no better than the middle one in tests"
         found.append(Finding("weak-evidence", "info", message, hint))
+    if turning is not None:
         found.extend(_schedule(places, turning))
     held_out = keep is not None and keep.rests_on == "held_out_loss"
     past = keep.step if held_out and keep else turning.step if turning else None
@@ -99,7 +106,7 @@ def advice(
         found.append(
             Finding(
                 "last-is-past",
-                "warning",
+                "info" if not held_out and evidence.get("inside_null_band") else "warning",
                 f"the last checkpoint ({unit} {last}) is past {what} ({unit} {past})",
             )
         )
@@ -152,6 +159,14 @@ def _too_few(there: int, count: int, size: int, notes: RunNotes) -> str:
     if count >= MINIMUM_CHECKPOINTS:
         return f"{have} at a window of {size}: use --window {(count - 3) // 3} or less"
     return f"{have}; to save more often, {notes.save_more_often}" if notes.save_more_often else have
+
+
+def few(status: Status, candidates: Sequence[Candidate]) -> list[Finding]:
+    """What the study says of runs that are too short for a valley."""
+    if status != "too_few_checkpoints" or len(candidates) < 2:
+        return []
+    message = "in tests with 3 to 8 checkpoints the one at half of the way was, on average, no worse than the middle "
+    return [Finding("few-checkpoints", "info", f"{message}or the last one", COMPARE)]
 
 
 def _steps_of_zeros(layers: pl.DataFrame, column: str) -> list[int]:

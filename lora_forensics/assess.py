@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from lora_forensics.advice import advice, health, message_of
-from lora_forensics.detectors import DETECTORS, Curve
-from lora_forensics.evidence import agreement, by_group, half_of_path, layer_interval, null_band, window_sweep
+from lora_forensics.advice import advice, few, health, message_of
+from lora_forensics.detectors import DEFAULT_DETECTOR, DETECTORS, Curve, half_of_path
+from lora_forensics.evidence import agreement, by_group, layer_interval, movement, null_band, window_sweep
 from lora_forensics.records import (
     BaseModelSummary,
     Candidate,
     Keep,
+    RestsOn,
     RunNotes,
     Status,
     TurningPoint,
@@ -35,6 +36,7 @@ from lora_forensics.similarity import (
     series_of,
     similarity_of,
 )
+from lora_forensics.turning_point import MINIMUM_CHECKPOINTS, Floats
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ def assess_run(
     *,
     notes: RunNotes | None = None,
     window: str | int = "auto",
-    detector: str = "algorithm1",
+    detector: str = DEFAULT_DETECTOR,
     similarity: str = "flat",
     component: str | Sequence[str] = (),
     learning_rate: float | None = None,
@@ -97,17 +99,21 @@ def assess(
     turning = _turning_point(series, curve, similarity, options)
     status = _status(similarity.scope, series, window, turning)
     turning = turning if status == "turning_point" else None
-    keep, evidence = _keep(places, turning, _broken(layers, places))
+    broken = _broken(layers, places)
+    keep, evidence = _keep(places, _by_weights(similarity.scope, places, status, options), turning, broken)
     if turning is not None and curve is not None:
         evidence |= _describe(similarity, series, curve, turning, options.detector)
     evidence["valleys"] = series.filter(pl.col("valley").is_not_null())["step"].to_list()
     evidence["steps"] = [places["step"][0], places["step"][-1]] if len(places) else None
     evidence["alignment"] = "value j is computed from checkpoints j .. j+3M-2 and belongs to checkpoint j"
+    evidence["agreement"] = agreement(series, places, turning.step if turning else None)
+    candidates = _candidates(keep, turning, places, similarity.scope, broken)
     findings = [
         *notes.findings,
         *health(layers, similarity, notes.step_unit),
         *findings,
         *advice(places, turning, keep, similarity, evidence, notes.step_unit),
+        *few(status, candidates),
     ]
     name = str(first_known(layers, "run") or first_known(places, "run") or "run")
     verdict = Verdict(
@@ -115,7 +121,7 @@ def assess(
         status=status,
         keep=keep,
         turning_point=turning,
-        candidates=_candidates(keep, turning, places, half_of_path(similarity.scope)),
+        candidates=candidates,
         evidence=evidence,
         last_is_past_turning_point=None if turning is None else places["step"][-1] > turning.step,
         window=window.size,
@@ -180,7 +186,6 @@ def _describe(
         "layer_interval": interval,
         "components": by_group(curve, similarity.modules, steps, detector, "component"),
         "roles": by_group(curve, similarity.modules, steps, detector, "role"),
-        "agreement": agreement(series),
         "noise": similarity.noise,
     }
 
@@ -206,19 +211,33 @@ def _broken(layers: pl.DataFrame, places: pl.DataFrame) -> list[int]:
     return sorted((there - set(layers["step"])) | nonfinite)
 
 
-def _keep(places: pl.DataFrame, turning: TurningPoint | None, broken: list[int]) -> tuple[Keep | None, dict[str, Any]]:
-    """Held-out loss overrules everything; else the turning point. A broken file only where all of them are."""
+def _by_weights(scope: pl.DataFrame, places: pl.DataFrame, status: Status, options: AssessOptions) -> int | None:
+    """The step that the detector keeps because of how the weights moved; None where the run is too short for it."""
+    keeper = DETECTORS[options.detector].keeper
+    if keeper is None or status not in ("turning_point", "no_second_valley"):
+        return None
+    return _kept_step(keeper, scope, places)
+
+
+def _kept_step(keeper: Callable[[Floats], int | None], scope: pl.DataFrame, places: pl.DataFrame) -> int | None:
+    moved = movement(scope.filter(pl.col("step").is_in(places["step"].implode())))
+    index = keeper(moved["moved"].to_numpy())
+    return None if index is None else int(moved["step"][index])
+
+
+def _keep(
+    places: pl.DataFrame, by_weights: int | None, turning: TurningPoint | None, broken: list[int]
+) -> tuple[Keep | None, dict[str, Any]]:
+    """Held-out loss overrules everything; then what the detector keeps. A broken file only where all of them are."""
     logged = places.filter(pl.col("held_out_loss").is_finite())
     whole = logged.filter(~pl.col("step").is_in(broken))
     logged = logged if whole.is_empty() else whole
     if len(logged) < 2:  # one value compares nothing
-        if turning is None:
-            return None, {"held_out": None}
-        usable = places.filter((pl.col("step") <= turning.step) & ~pl.col("step").is_in(broken))
-        if usable.is_empty():
-            return None, {"held_out": None}
-        saved = usable.row(-1, named=True)  # the nearest that was saved, and is whole, not after the turning point
-        return Keep(saved["checkpoint"], saved["step"], saved["epoch"], "turning_point"), {"held_out": None}
+        step = turning.step if by_weights is None and turning else by_weights
+        rests_on: RestsOn = "turning_point" if by_weights is None else "weights"
+        saved = None if step is None else _saved_by(places, step, broken)
+        keep = None if saved is None else Keep(saved["checkpoint"], saved["step"], saved["epoch"], rests_on)
+        return keep, {"held_out": None}
     best = logged.sort("held_out_loss", "step").row(0, named=True)
     losses = dict(logged.select("step", "held_out_loss").iter_rows())
     held_out = {
@@ -231,25 +250,40 @@ def _keep(places: pl.DataFrame, turning: TurningPoint | None, broken: list[int])
     return Keep(best["checkpoint"], best["step"], best["epoch"], "held_out_loss"), {"held_out": held_out}
 
 
+def _saved_by(places: pl.DataFrame, step: int, broken: list[int]) -> dict[str, Any] | None:
+    """The last whole checkpoint that was saved at or before a step."""
+    usable = places.filter((pl.col("step") <= step) & ~pl.col("step").is_in(broken))
+    return None if usable.is_empty() else usable.row(-1, named=True)
+
+
 def _saved_step(places: pl.DataFrame, turning: TurningPoint) -> int:
     """The step of the turning point's checkpoint; before its own where steps are interpolated."""
     return int(places.filter(pl.col("checkpoint") == turning.checkpoint)["step"][0])
 
 
 def _candidates(
-    keep: Keep | None, turning: TurningPoint | None, places: pl.DataFrame, half: int | None
+    keep: Keep | None, turning: TurningPoint | None, places: pl.DataFrame, scope: pl.DataFrame, broken: list[int]
 ) -> tuple[Candidate, ...]:
-    """Checkpoints worth comparing on samples that were not trained on."""
-    found = []
+    """Checkpoints worth comparing on samples that were not trained on: whole files only, each once."""
+    found: dict[str, Candidate] = {}
+
+    def add(step: int | None, why: str) -> None:
+        saved = None if step is None else _saved_by(places, step, broken)
+        if saved is not None:
+            found.setdefault(saved["checkpoint"], Candidate(saved["checkpoint"], saved["step"], why))
+
     if keep is not None and keep.rests_on == "held_out_loss":
-        found.append(Candidate(keep.checkpoint, keep.step, "lowest held-out loss"))
-    if turning is not None:
-        found.append(Candidate(turning.checkpoint, _saved_step(places, turning), "second valley of CS-Fluctuation"))
-    names = dict(places.select("step", "checkpoint").iter_rows())
-    if half is not None and half in names and len(names) > 1:
-        found.append(Candidate(names[half], half, "half of the way that the weights moved"))
-        found.append(Candidate(names[max(names)], max(names), "the last one"))
-    return tuple(found)
+        found[keep.checkpoint] = Candidate(keep.checkpoint, keep.step, "lowest held-out loss")
+    if len(places) > 1:
+        half = _kept_step(half_of_path, scope, places)
+        add(half, "half of the way")
+        if turning is not None:
+            add(_saved_step(places, turning), "second valley")
+        if half is not None:
+            if len(places) < MINIMUM_CHECKPOINTS:
+                add(places["step"][(len(places) - 1) // 2], "the middle")
+            add(places["step"][-1], "the last whole file" if places["step"][-1] in broken else "the last")
+    return tuple(found.values())
 
 
 def _summary(layers: pl.DataFrame) -> BaseModelSummary:

@@ -90,7 +90,7 @@ def assessing(command: F) -> F:
             click.option(
                 "--window", default="auto", show_default=True, help="auto, epoch, or a number of checkpoints."
             ),
-            click.option("--detector", default="algorithm1", show_default=True, help="A rule of docs/method.md."),
+            click.option("--detector", default="half_path", show_default=True, help="A rule of docs/method.md."),
             click.option("--learning-rate", type=float, help="Divide by this rate instead of the recorded ones."),
         )
     ):

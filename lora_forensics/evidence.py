@@ -83,10 +83,22 @@ def by_group(
     return found
 
 
-def agreement(series: pl.DataFrame) -> list[dict[str, Any]]:
-    """What other quantities of the same series say, side by side: the step at which each settles or turns."""
+def agreement(series: pl.DataFrame, places: pl.DataFrame, turning: int | None) -> list[dict[str, Any]]:
+    """Which quantity says what, side by side: the step at which each settles or turns.
+
+    Args:
+        series: series.parquet.
+        places: checkpoints.parquet.
+        turning: step of the second valley.
+    """
     steps = series["step"].to_list()
-    found = []
+    dose, loss = places.drop_nulls("dose"), places.filter(pl.col("held_out_loss").is_finite())
+    spent = dose.filter(pl.col("dose") >= pl.col("dose").max() / 2)
+    found: list[dict[str, Any]] = [
+        {"indicator": "held-out loss is lowest", "step": _first(loss.sort("held_out_loss", "step"))},
+        {"indicator": "CS-Fluctuation has its second valley", "step": turning},
+        {"indicator": "half of the dose (sum of learning rates) is spent", "step": _first(spent)},
+    ]
     for name, column, rule in (
         ("norm growth bends", "mean_delta_norm", _knee),
         ("rotation has settled to a tenth of its peak", "mean_rotation", _settled),
@@ -131,18 +143,16 @@ def _highest(values: Floats) -> int:
     return int(np.argmax(values))
 
 
-def half_of_path(layers: pl.DataFrame) -> int | None:
-    """The step of the first checkpoint at which half of the way that the weights moved is covered.
+def _first(places: pl.DataFrame) -> int | None:
+    return None if places.is_empty() else int(places["step"][0])
 
-    The way is the sum of the distances between neighbouring checkpoints, all modules together. Of the rules without a
-    constant it has the best measured record, and it sees no overfitting (docs/validity.md).
-    """
+
+def movement(layers: pl.DataFrame) -> pl.DataFrame:
+    """How far all modules together moved since the checkpoint before, at the first since the base: step, moved."""
     if not {"step_size", "delta_norm"} <= set(layers.columns):
-        return None
+        return pl.DataFrame(schema={"step": pl.Int64, "moved": pl.Float64})
     first = pl.col("step") == pl.col("step").min()
-    path = layers.with_columns(square=pl.when(first).then("delta_norm").otherwise("step_size").pow(2))
-    path = path.group_by("step").agg(pl.col("square").sum().sqrt().alias("moved")).sort("step")
-    covered = path["moved"].to_numpy().cumsum()
-    if not covered.size or not np.isfinite(covered[-1]) or covered[-1] <= 0:
-        return None
-    return int(path["step"][int(np.argmax(covered >= covered[-1] / 2))])
+    squares = layers.select("step", square=pl.when(first).then("delta_norm").otherwise("step_size").fill_nan(None) ** 2)
+    square = pl.col("square")
+    moved = pl.when(square.count() > 0).then(square.sum().sqrt()).otherwise(float("nan"))
+    return squares.group_by("step").agg(moved.alias("moved")).sort("step")

@@ -170,6 +170,9 @@ class TurningPoint:
     """Step of the last checkpoint that the value at the turning point rests on."""
 
 
+RestsOn = Literal["held_out_loss", "probe", "turning_point", "weights", "prior"]
+
+
 @dataclass(frozen=True, slots=True)
 class Keep:
     """The checkpoint to keep, and what that rests on."""
@@ -177,7 +180,7 @@ class Keep:
     checkpoint: str
     step: int
     epoch: float | None
-    rests_on: Literal["held_out_loss", "probe", "turning_point", "weights", "prior"]
+    rests_on: RestsOn
 
 
 @dataclass(frozen=True, slots=True)

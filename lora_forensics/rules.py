@@ -24,7 +24,8 @@ RULES: dict[str, str] = {
     "unchanged": "checkpoints that equal the one before them",
     "uneven-cadence": "checkpoints at uneven intervals, interpolated",
     "follows-schedule": "a turning point that may only follow warm-up or decay of the learning rate",
-    "weak-evidence": "the answer rests on a second valley alone",
+    "weak-evidence": "the answer rests on saved weights alone",
+    "few-checkpoints": "too few checkpoints for a second valley; which ones to compare",
     "last-is-past": "training went on past the checkpoint to keep",
 }
 """Id to what it is about."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from lora_forensics.detectors import DETECTORS, Curve
+from lora_forensics.detectors import DEFAULT_DETECTOR, DETECTORS, Curve
 from lora_forensics.errors import SeriesError, UsageError
 from lora_forensics.records import Finding
 from lora_forensics.series import CHECKPOINT_COLUMNS, MODULE_COLUMNS, SERIES_COLUMNS, schema
@@ -38,7 +38,7 @@ class AssessOptions:
 
     window: str = "auto"
     """auto, epoch, or a number of checkpoints."""
-    detector: str = "algorithm1"
+    detector: str = DEFAULT_DETECTOR
     """A name in `detectors.DETECTORS`."""
     similarity: str = "flat"
     """flat or rowwise."""

@@ -221,7 +221,7 @@ def test_every_status_has_its_run(status: Status) -> None:
     assert (verdict.last_is_past_turning_point is not None) == (status == "turning_point")
     assert verdict.message
     assert [candidate.why for candidate in verdict.candidates] == (
-        ["second valley of CS-Fluctuation"] if status == "turning_point" else []
+        ["second valley"] if status == "turning_point" else []
     )
 
 
@@ -579,3 +579,71 @@ def test_the_oracle_holds_through_a_whole_verdict(detector: str) -> None:
         if len(case["cosine"]) >= 3 * case["window"] + 3:
             expected = None if case[detector] is None else known
             assert (verdict.turning_point and verdict.turning_point.index) == expected
+
+
+def moving(count: int, moved: list[float], cosine: list[float] | None = None) -> pl.DataFrame:
+    """A layers table of one module that moves so far before each checkpoint."""
+    layers = layers_of({"a": cosine or wavy(count)}, nonfinite=0, delta_norm=moved[0])
+    return layers.with_columns(pl.Series("step_size", [math.nan, *moved[1:]]))
+
+
+def test_the_default_keeps_half_of_the_way() -> None:
+    """Movement decides; the turning point is beside it, and is kept when its detector is asked for by name."""
+    layers = moving(40, [1.0] * 20 + [3.0] * 20)
+    verdict = lf.assess_run(layers)
+    assert verdict.detector == "half_path"
+    assert verdict.status == "turning_point"
+    assert verdict.keep is not None
+    assert (verdict.keep.rests_on, verdict.keep.step) == ("weights", 270), "1 x 20 + 3 x 7 of 80"
+    assert verdict.turning_point is not None
+    assert "weak-evidence" in {finding.rule for finding in verdict.findings}
+    by_paper = lf.assess_run(layers, detector="algorithm1")
+    assert by_paper.keep is not None
+    assert by_paper.turning_point == verdict.turning_point
+    assert (by_paper.keep.rests_on, by_paper.keep.step) == ("turning_point", verdict.turning_point.step)
+
+
+def test_without_a_second_valley_the_weights_still_decide() -> None:
+    """No valley is claimed, and the paper's detector keeps nothing."""
+    layers = moving(30, [1.0] * 30, straight(30))
+    verdict = lf.assess_run(layers)
+    assert (verdict.status, verdict.turning_point) == ("no_second_valley", None)
+    assert verdict.keep is not None
+    assert (verdict.keep.rests_on, verdict.keep.step) == ("weights", 150)
+    assert lf.assess_run(layers, detector="algorithm1").keep is None
+
+
+def test_held_out_loss_overrules_the_weights() -> None:
+    """As it overrules everything."""
+    losses = [2.0 - 0.01 * place for place in range(40)]
+    verdict = lf.assess_run(moving(40, [1.0] * 40), checkpoints_of(40, held_out_loss=losses))
+    assert verdict.keep is not None
+    assert (verdict.keep.rests_on, verdict.keep.step) == ("held_out_loss", 400)
+
+
+def test_too_few_checkpoints_name_what_to_compare() -> None:
+    """Six epochs: nothing is kept, and two or three files are named with what tests say of them."""
+    verdict = lf.assess_run(moving(6, [5.0, 5.0, 1.0, 1.0, 1.0, 1.0]), checkpoints_of(6))
+    assert (verdict.status, verdict.keep) == ("too_few_checkpoints", None)
+    found = [(candidate.step, candidate.why) for candidate in verdict.candidates]
+    assert found == [(20, "half of the way"), (30, "the middle"), (60, "the last")]
+    assert "few-checkpoints" in {finding.rule for finding in verdict.findings}
+    alone = lf.assess_run(moving(1, [5.0]), checkpoints_of(1))
+    assert (alone.keep, alone.candidates) == (None, ())
+    assert "few-checkpoints" not in {finding.rule for finding in alone.findings}
+
+
+def test_broken_files_are_no_candidates() -> None:
+    """Half of the way and the last fall back to the whole file before them."""
+    layers = moving(30, [1.0] * 30, straight(30))
+    broken = layers.with_columns(
+        nonfinite=pl.when(pl.col("step").is_in([150, 300])).then(1).otherwise(0),
+        step_size=pl.when(pl.col("step").is_in([150, 300])).then(math.nan).otherwise("step_size"),
+    )
+    verdict = lf.assess_run(broken, checkpoints_of(30))
+    assert verdict.keep is not None
+    assert verdict.keep.step == 140
+    assert [(candidate.step, candidate.why) for candidate in verdict.candidates] == [
+        (140, "half of the way"),
+        (290, "the last whole file"),
+    ]

@@ -8,8 +8,8 @@ import pytest
 from tables import layers_of
 
 import lora_forensics as lf
-from lora_forensics.detectors import DETECTORS, Curve
-from lora_forensics.evidence import agreement, half_of_path, layer_interval, null_band, window_sweep
+from lora_forensics.detectors import DETECTORS, Curve, half_of_path
+from lora_forensics.evidence import agreement, layer_interval, movement, null_band, window_sweep
 
 
 def walks(seed: int, modules: int = 1, count: int = 60) -> dict[str, list[float]]:
@@ -99,8 +99,10 @@ def test_other_quantities_settle_where_they_do() -> None:
             "mean_effective_rank": [-((place - 30.0) ** 2) for place in range(count)],
         }
     )
-    found = {entry["indicator"]: entry["step"] for entry in agreement(series)}
-    assert list(found.values()) == [200, 120, None, 300]
+    logged: dict[str, list[float | None]] = {"dose": [0.1, 0.4, 0.7, None], "held_out_loss": [3.0, None, 1.0, 2.0]}
+    places = pl.DataFrame({"step": [10, 30, 70, 80], **logged})
+    found = {entry["indicator"]: entry["step"] for entry in agreement(series, places, 90)}
+    assert list(found.values()) == [70, 90, 30, 200, 120, None, 300]
 
 
 def test_uneven_checkpoints_are_interpolated_and_said() -> None:
@@ -141,14 +143,19 @@ def test_half_of_the_path_counts_movement() -> None:
             "step_size": [float("nan"), float("nan"), 3.0, 4.0, 6.0, 8.0, 6.0, 8.0],
         }
     )
-    assert half_of_path(layers) == 30
-    assert half_of_path(layers.with_columns(step_size=pl.lit(None, pl.Float64), delta_norm=pl.lit(0.0))) is None
-    assert half_of_path(layers.drop("step_size")) is None
+    moved = movement(layers)
+    assert moved["moved"].to_list() == [5.0, 5.0, 10.0, 10.0]
+    assert half_of_path(moved["moved"].to_numpy()) == 2
+    assert half_of_path(np.array([])) is None
+    assert half_of_path(np.zeros(5)) is None
+    assert half_of_path(np.array([1.0, np.nan, np.nan])) is None, "most of the way is not known"
+    assert movement(layers.drop("step_size")).is_empty()
     verdict = lf.assess_run(layers)
     assert verdict.keep is None
     assert [(candidate.step, candidate.why) for candidate in verdict.candidates] == [
-        (30, "half of the way that the weights moved"),
-        (40, "the last one"),
+        (30, "half of the way"),
+        (20, "the middle"),
+        (40, "the last"),
     ]
 
 

@@ -18,12 +18,14 @@ from lora_forensics.plots.page import (
     LAYER_LINE,
     NULL_LINE,
     PANEL,
+    SWEEP_LINE,
     drawing,
     layer_interval,
     marks,
     null_band,
     sentence,
     stack,
+    window_sweep,
 )
 from lora_forensics.records import Verdict
 
@@ -112,7 +114,7 @@ def _fluctuation_panel(axes: Axes, series: pl.DataFrame, verdict: Verdict) -> No
 
 
 def _chance(axes: Axes, verdict: Verdict) -> None:
-    """Where random walks and other modules turn, as bars along the bottom."""
+    """Where random walks, other modules and other windows turn, along the bottom."""
     along = axes.get_xaxis_transform()
     for gid, span, height, look in (
         ("null-band", null_band(verdict), 0.035, NULL_LINE),
@@ -120,6 +122,8 @@ def _chance(axes: Axes, verdict: Verdict) -> None:
     ):
         if span is not None:
             axes.plot(span, (height, height), transform=along, zorder=3, gid=gid, **look)
+    steps = window_sweep(verdict)
+    axes.plot(steps, [0.185] * len(steps), transform=along, zorder=3, gid="window-sweep", **SWEEP_LINE)
 
 
 def _valleys(axes: Axes, steps: Floats, value: Floats, order: Floats) -> None:

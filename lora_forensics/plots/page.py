@@ -62,13 +62,14 @@ _STYLE = {
 }
 
 NULL_LINE: dict[str, Any] = {"color": "#9a9a9a", "linewidth": 5, "solid_capstyle": "butt"}
+SWEEP_LINE: dict[str, Any] = {"color": "#000000", "linestyle": "none", "marker": "|", "markersize": 7}
 LAYER_LINE: dict[str, Any] = {"color": "#56b4e9", "linewidth": 2, "marker": "|", "markersize": 7}
 
 _RESTS_ON = {
     "held_out_loss": "lowest held-out loss",
     "probe": "the probe",
     "turning_point": "second valley",
-    "weights": "evidence in the weights",
+    "weights": "half of the way",
     "prior": "rule of thumb",
 }
 _NO_TURNING_POINT = {
@@ -142,6 +143,9 @@ def _meaning(verdict: Verdict, hatched: bool, chance: bool) -> tuple[list[Artist
     if chance and layer_interval(verdict):
         handles.append(Line2D([], [], **LAYER_LINE))
         texts.append("turning point with other modules (90 %)")
+    if chance and window_sweep(verdict):
+        handles.append(Line2D([], [], **SWEEP_LINE))
+        texts.append("turning point at other windows")
     if hatched:
         handles.append(Patch(facecolor="white", edgecolor=GREY, hatch=HATCH))
         texts.append("undefined")
@@ -158,6 +162,14 @@ def layer_interval(verdict: Verdict) -> tuple[float, float] | None:
     """Where other modules put the turning point, in steps."""
     interval = verdict.evidence.get("layer_interval")
     return (interval["low_step"], interval["high_step"]) if isinstance(interval, dict) else None
+
+
+def window_sweep(verdict: Verdict) -> list[float]:
+    """Where other windows put the turning point, in steps."""
+    sweep = verdict.evidence.get("window_sweep")
+    found = [entry for entry in sweep if isinstance(entry, dict)] if isinstance(sweep, list) else []
+    steps = [entry.get("step") for entry in found if entry.get("window") != verdict.window]
+    return [step for step in steps if isinstance(step, int)]
 
 
 def marks(panels: Sequence[Axes], verdict: Verdict, over_map: bool = False) -> None:

@@ -22,6 +22,10 @@ _REASONS = 3
 _STYLES = {"run": "bold", "keep": "bold green", "none": "yellow", "quiet": "dim", "error": "bold red"}
 _STYLES |= {"warning": "yellow", "info": "cyan"}
 
+_ORDER = {"error": 0, "warning": 1, "info": 2}
+_MOST = 12
+"""Lines of one run unless more are asked for, skipped files and what a path needs not counted."""
+
 _LABELS = {"error": "error", "warning": "warning", "info": "note"}
 
 
@@ -51,10 +55,15 @@ class TerminalReport:
         return page.text()
 
     def _run(self, page: _Page, verdict: Verdict) -> None:
+        end = page.lines + _MOST
         page.head(text.plain(verdict.run) or ".", text.facts(verdict))
         self._verdict(page, verdict)
-        for finding in verdict.findings:
-            self._finding(page, finding)
+        left = sorted(verdict.findings, key=lambda finding: _ORDER.get(finding.severity, 0))
+        while left and (self._verbose or page.lines + page.room(left[0].message) <= end - (len(left) > 1)):
+            self._finding(page, left[0], end - (len(left) > 1))
+            left.pop(0)
+        if left:
+            page.row("", f"{text.count(len(left), 'more finding')}: -v lists all", style="quiet")
         if self._verbose:
             self._details(page, verdict)
         self._skipped(page, verdict.skipped)
@@ -65,32 +74,25 @@ class TerminalReport:
         else:
             page.path("keep", text.plain(verdict.keep.checkpoint), style="keep")
         page.row("why", text.why(verdict))
-        if verdict.keep is None and verdict.candidates:
+        if self._verbose or verdict.keep is None or verdict.keep.rests_on != "held_out_loss":
             page.row("compare", text.candidates(verdict))
         elsewhere = verdict.keep is not None and verdict.turning_point is None
-        label = "CS"
-        for sentence in (
-            text.headline(verdict) if elsewhere else text.turning(verdict),
-            text.window(verdict),
-            text.spread(verdict),
-            text.last(verdict),
-        ):
-            page.row(label, sentence)
-            label = "" if sentence else label
+        where = text.headline(verdict) if elsewhere else text.turning(verdict)
+        page.row("CS", "; ".join(filter(None, (where, text.window(verdict), text.spread(verdict)))))
 
-    def _finding(self, page: _Page, finding: Finding) -> None:
+    def _finding(self, page: _Page, finding: Finding, end: int) -> None:
         label = _LABELS.get(finding.severity, text.plain(finding.severity))
         page.row(label, text.plain(finding.message), label_style=finding.severity)
-        page.row("", text.plain(finding.hint), style="quiet")
+        fits = finding.severity != "info" and page.lines + page.room(finding.hint) <= end
+        if self._verbose or fits:
+            page.row("", text.plain(finding.hint), style="quiet")
 
     def _details(self, page: _Page, verdict: Verdict) -> None:
         base = verdict.base_model
         if base.total:
             known = f", {text.plain(base.path)}" if base.path else ""
             page.row("base", f"{base.matched} of {text.count(base.total, 'module')} have a base weight{known}")
-        for candidate in verdict.candidates:
-            page.row("compare", text.plain(candidate.checkpoint))
-            page.row("", f"step {candidate.step}: {text.plain(candidate.why)}", style="quiet")
+        page.row("panel", text.agreement(verdict))
 
     def _skipped(self, page: _Page, skipped: tuple[Skipped, ...]) -> bool:
         """What was left out; what is no checkpoint anyway is listed only when asked for."""
@@ -139,6 +141,15 @@ class _Page:
     def text(self) -> str:
         """Everything written so far."""
         return self._file.getvalue()
+
+    @property
+    def lines(self) -> int:
+        """Lines written so far."""
+        return self._file.getvalue().count("\n")
+
+    def room(self, sentence: str) -> int:
+        """Lines that a sentence needs beside its label."""
+        return len(list(_wrapped(sentence, self._width - _INDENT - _LABEL)))
 
     def blank(self) -> None:
         """An empty line."""

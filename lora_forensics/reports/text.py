@@ -18,7 +18,7 @@ RESTS_ON = {
     "held_out_loss": "lowest held-out loss",
     "probe": "best answer to the probe",
     "turning_point": "second valley of CS-Fluctuation",
-    "weights": "evidence in the weights",
+    "weights": "half of the way that the weights moved",
     "prior": "rule of thumb",
 }
 """What a checkpoint to keep rests on, in words."""
@@ -92,6 +92,8 @@ def why(verdict: Verdict) -> str:
     compared = ", ".join(f"{name}: {number(loss)}" for name, loss in others.items() if loss is not None)
     if keep.rests_on == "turning_point" and verdict.turning_point is not None:
         compared = _support(verdict)
+    if keep.rests_on == "weights":
+        compared = "not shown to beat the middle one in tests"
     return f"{reason} at {place(verdict, keep.step, keep.epoch)}" + (f" ({compared})" if compared else "")
 
 
@@ -100,12 +102,12 @@ def turning(verdict: Verdict) -> str:
     point = verdict.turning_point
     if point is None or (verdict.keep is not None and verdict.keep.rests_on == "turning_point"):
         return ""
-    return f"turning point at {place(verdict, point.step, point.epoch)} ({_support(verdict)})"
+    return f"second valley at {place(verdict, point.step, point.epoch)} ({_support(verdict)})"
 
 
 def _support(verdict: Verdict) -> str:
     point = verdict.turning_point
-    return f"computed from {plain(verdict.step_unit)}s {point.step}-{point.support_end_step}" if point else ""
+    return f"from {plain(verdict.step_unit)}s {point.step}-{point.support_end_step}" if point else ""
 
 
 def window(verdict: Verdict) -> str:
@@ -117,26 +119,42 @@ def window(verdict: Verdict) -> str:
 
 
 def candidates(verdict: Verdict) -> str:
-    """Checkpoints worth comparing, each with what speaks for it."""
-    return "; ".join(f"{plain(entry.checkpoint)} ({plain(entry.why)})" for entry in verdict.candidates)
+    """Other checkpoints worth comparing, each with what speaks for it."""
+    kept = verdict.keep.checkpoint if verdict.keep else None
+    others = [entry for entry in verdict.candidates if entry.checkpoint != kept]
+    return "; ".join(f"{plain(entry.checkpoint)} ({plain(entry.why)})" for entry in others)
 
 
 def spread(verdict: Verdict) -> str:
-    """Where other windows and other modules put the turning point; '' where that is not known."""
+    """Where random walks, other windows and resampled modules turn; '' where that is not known."""
     said = []
+    band = _pair(verdict, "null_band")
+    if band:
+        meaning = "no evidence beyond the window" if verdict.evidence.get("inside_null_band") else "it lies outside"
+        said.append(f"random walks {number(band[0])}-{number(band[1])}: {meaning}")
     sweep = verdict.evidence.get("window_sweep")
-    if isinstance(sweep, list) and len(sweep) > 1:
-        listed = [entry for entry in sweep if isinstance(entry, dict) and entry.get("window") != verdict.window]
-        steps = [f"{_step(entry.get('step'))} (window {number(entry.get('window'))})" for entry in listed[:6]]
-        said.append(f"at other windows {plain(verdict.step_unit)} {', '.join(steps)}")
+    entries = [entry for entry in sweep if isinstance(entry, dict)] if isinstance(sweep, list) else []
+    others = [entry.get("step") for entry in entries if entry.get("window") != verdict.window]
+    steps = [step for step in others if isinstance(step, int)]
+    if others:
+        none = f"{len(others) - len(steps)} of {len(others)} none" if len(steps) < len(others) else ""
+        said.append("other windows " + ", ".join(filter(None, (_range(steps), none))))
     layers = verdict.evidence.get("layer_interval")
     if isinstance(layers, dict):
-        said.append(f"by other modules {number(layers.get('low_step'))} to {number(layers.get('high_step'))}")
+        said.append(f"resampled modules {number(layers.get('low_step'))}-{number(layers.get('high_step'))}")
     return "; ".join(said)
 
 
-def _step(value: object) -> str:
-    return "none" if value is None else number(value)
+def _range(steps: list[int]) -> str:
+    return "-".join(map(str, dict.fromkeys((min(steps), max(steps))))) if steps else ""
+
+
+def agreement(verdict: Verdict) -> str:
+    """What other quantities say, side by side; '' where none is known."""
+    panel = verdict.evidence.get("agreement")
+    entries = [entry for entry in panel if isinstance(entry, dict)] if isinstance(panel, list) else []
+    known = [(entry.get("indicator"), entry.get("step")) for entry in entries]
+    return "; ".join(f"{plain(indicator)}: {number(step)}" for indicator, step in known if step is not None)
 
 
 def last(verdict: Verdict) -> str:

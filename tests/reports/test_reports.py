@@ -124,9 +124,9 @@ class TestTerminal:
         sweep = [{"window": 5, "step": 280}, {"window": 8, "step": None}]
         evidence = {"window_sweep": sweep, "layer_interval": {"low_step": 200, "high_step": 320}}
         shown = TerminalReport().render(Summary(runs=(replace(verdict(), evidence=evidence),)))
-        assert "at other windows step none (window 8); by other modules 200 to 320" in " ".join(shown.split())
+        assert "other windows 1 of 1 none; resampled modules 200-320" in " ".join(shown.split())
         odd = replace(verdict(), evidence={"window_sweep": [3, None], "layer_interval": 7})
-        assert "other modules" not in TerminalReport().render(Summary(runs=(odd,)))
+        assert "resampled" not in TerminalReport().render(Summary(runs=(odd,)))
 
     def test_foreign_files_are_only_counted(self) -> None:
         """A file that is no checkpoint anyway is counted, and listed when asked for."""

@@ -161,9 +161,9 @@ def _too_few(there: int, count: int, size: int, notes: RunNotes) -> str:
     return f"{have}; to save more often, {notes.save_more_often}" if notes.save_more_often else have
 
 
-def few(status: Status, candidates: Sequence[Candidate]) -> list[Finding]:
+def few(status: Status, places: pl.DataFrame, candidates: Sequence[Candidate]) -> list[Finding]:
     """What the study says of runs that are too short for a valley."""
-    if status != "too_few_checkpoints" or len(candidates) < 2:
+    if status != "too_few_checkpoints" or len(places) not in range(3, MINIMUM_CHECKPOINTS) or len(candidates) < 2:
         return []
     message = "in tests with 3 to 8 checkpoints the one at half of the way was, on average, no worse than the middle "
     return [Finding("few-checkpoints", "info", f"{message}or the last one", COMPARE)]

@@ -113,7 +113,7 @@ def assess(
         *health(layers, similarity, notes.step_unit),
         *findings,
         *advice(places, turning, keep, similarity, evidence, notes.step_unit),
-        *few(status, candidates),
+        *few(status, places, candidates),
     ]
     name = str(first_known(layers, "run") or first_known(places, "run") or "run")
     verdict = Verdict(
@@ -280,7 +280,7 @@ def _candidates(
         if turning is not None:
             add(_saved_step(places, turning), "second valley")
         if half is not None:
-            if len(places) < MINIMUM_CHECKPOINTS:
+            if 2 < len(places) < MINIMUM_CHECKPOINTS:
                 add(places["step"][(len(places) - 1) // 2], "the middle")
             add(places["step"][-1], "the last whole file" if places["step"][-1] in broken else "the last")
     return tuple(found.values())

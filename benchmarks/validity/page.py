@@ -556,7 +556,7 @@ def _advice(results: Results) -> str:
     return f"""## What follows for the tool
 
 - **Where held-out loss was logged, it decides.** Four samples are enough to be better than every rule here.
-- **Without it, `{RECOMMENDED}` is the default to ship**: no constant, no settings, no training log, any number of
+- **Without it, `{RECOMMENDED}` is the default**: no constant, no settings, no training log, any number of
   checkpoints, any kind of adapter. On the fresh sets: minus the middle
   {difference(path, middle)}, minus `algorithm1` {difference(path, paper)}. {outcome} It must not be called a
   turning point: it is a share of the way that was trained, moves when the run is made longer, and comes too late where

@@ -67,7 +67,8 @@ def facts(verdict: Verdict) -> str:
     known.append(count(verdict.checkpoints, "checkpoint"))
     steps = _pair(verdict, "steps")
     if steps:
-        known.append(f"{plain(verdict.step_unit)}s {number(steps[0])}-{number(steps[1])}")
+        several = f"s {number(steps[0])}-{number(steps[1])}" if steps[0] != steps[1] else f" {number(steps[0])}"
+        known.append(f"{plain(verdict.step_unit)}{several}")
     elif verdict.cadence_steps is not None and math.isfinite(verdict.cadence_steps):
         known.append(f"every {verdict.cadence_steps:g} {plain(verdict.step_unit)}s")
     return ", ".join(known)
@@ -93,7 +94,7 @@ def why(verdict: Verdict) -> str:
     if keep.rests_on == "turning_point" and verdict.turning_point is not None:
         compared = _support(verdict)
     if keep.rests_on == "weights":
-        compared = "not shown to beat the middle one in tests"
+        compared = "in tests not shown to beat the middle one"
     return f"{reason} at {place(verdict, keep.step, keep.epoch)}" + (f" ({compared})" if compared else "")
 
 
@@ -115,14 +116,18 @@ def window(verdict: Verdict) -> str:
     if verdict.window is None:
         return ""
     because = f": {plain(verdict.window_reason)}" if verdict.window_reason else ""
-    return f"window of {count(verdict.window, 'checkpoint')}{because}"
+    return f"window {verdict.window}{because}"
 
 
 def candidates(verdict: Verdict) -> str:
-    """Other checkpoints worth comparing, each with what speaks for it."""
-    kept = verdict.keep.checkpoint if verdict.keep else None
-    others = [entry for entry in verdict.candidates if entry.checkpoint != kept]
-    return "; ".join(f"{plain(entry.checkpoint)} ({plain(entry.why)})" for entry in others)
+    """Checkpoints worth comparing, each with what speaks for it: by their steps beside one that is kept."""
+    keep, unit = verdict.keep, plain(verdict.step_unit)
+    if keep is None and len(verdict.candidates) < 2:
+        return ""
+    if keep is None:
+        return "; ".join(f"{plain(entry.checkpoint)} ({plain(entry.why)})" for entry in verdict.candidates)
+    others = [entry for entry in verdict.candidates if entry.checkpoint != keep.checkpoint]
+    return ", ".join(f"{unit} {entry.step} ({plain(entry.why)})" for entry in others)
 
 
 def spread(verdict: Verdict) -> str:
@@ -130,14 +135,15 @@ def spread(verdict: Verdict) -> str:
     said = []
     band = _pair(verdict, "null_band")
     if band:
-        meaning = "no evidence beyond the window" if verdict.evidence.get("inside_null_band") else "it lies outside"
-        said.append(f"random walks {number(band[0])}-{number(band[1])}: {meaning}")
+        meaning = "no evidence beyond the window" if verdict.evidence.get("inside_null_band") else "this lies outside"
+        said.append(f"random walks {number(band[0])}-{number(band[1])} ({meaning})")
     sweep = verdict.evidence.get("window_sweep")
     entries = [entry for entry in sweep if isinstance(entry, dict)] if isinstance(sweep, list) else []
     others = [entry.get("step") for entry in entries if entry.get("window") != verdict.window]
     steps = [step for step in others if isinstance(step, int)]
     if others:
-        none = f"{len(others) - len(steps)} of {len(others)} none" if len(steps) < len(others) else ""
+        share = f"{len(others) - len(steps)} of {len(others)} " if steps else ""
+        none = f"{share}none" if len(steps) < len(others) else ""
         said.append("other windows " + ", ".join(filter(None, (_range(steps), none))))
     layers = verdict.evidence.get("layer_interval")
     if isinstance(layers, dict):

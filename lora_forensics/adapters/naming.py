@@ -42,7 +42,7 @@ ROLES = (
     ("v", r"(to_v|v_proj|value|v_lin|wv|add_v_proj|v)"),
     (
         "out",
-        r"(to_out([._]0)?|o_proj|out_proj|out_lin|to_add_out|(attn|attention)\w*[._](proj|wo|dense|c_proj|o|output[._]dense))",
+        r"(to_out([._]0)?|o_proj|out_proj|out_lin|to_add_out|(attn|attention)\d?[._](output[._])?(proj|wo|dense|c_proj|o))",
     ),
     ("gate", r"(gate_proj|wi_0|w1)"),
     ("up", r"(up_proj|gate_up_proj|wi_1|w3)"),

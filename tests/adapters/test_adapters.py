@@ -142,6 +142,7 @@ def test_settings_in_the_header_are_by_component() -> None:
     [
         ("lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q", "unet", 1, "q"),
         ("lora_unet_input_blocks_4_1_transformer_blocks_0_ff_net_0_proj", "unet", 4, "ff_in"),
+        ("lora_unet_up_blocks_3_attentions_1_transformer_blocks_0_ff_net_0_proj", "unet", 3, "ff_in"),
         ("lora_unet_double_blocks_7_img_attn_qkv", "transformer", 7, "qkv"),
         ("lora_unet_layers_3_attention_to_k", "transformer", 3, "k"),
         ("lora_te_text_model_encoder_layers_5_mlp_fc2", "text_encoder", 5, "ff_out"),

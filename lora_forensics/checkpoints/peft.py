@@ -37,7 +37,6 @@ class PeftTrainer:
         Trap("each trainer_state.json holds the history from the start: the newest is read"),
         Trap("the final adapter has no step of its own unless trainer_state.json lies beside it"),
         Trap("with load_best_model_at_end the final adapter is that of an earlier step: its step is unknown"),
-        Trap("gradient accumulation and processes are not recorded: the number of samples is unknown"),
         Trap("a folder with adapter_config.json and no weights is a save that was not finished"),
         Trap("logged numbers may be bare NaN tokens, which JSON does not know"),
         Trap("several adapters of one model lie in sub-folders named after them", verified=False),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -54,7 +55,7 @@ def _inspection(page: Page, found: Inspection, verbose: bool) -> None:
     page.raw(_table(_SUMMARY, list(_summary(found, verbose)), page.width))
     page.blank()
     if verbose:
-        page.raw(line for module in found.modules for line in _module(module))
+        page.raw(line for module in found.modules for line in _module(module, page.width))
         page.blank()
     _health(page, found)
 
@@ -142,7 +143,10 @@ def _clipped(text: str, whole: bool, room: int = 90) -> str:
 
 def _health(page: Page, found: Inspection) -> None:
     base = found.base
-    page.row("measured", f"against {plain(_near(base.path))}" if base.path else f"without a base model: {plain(base.problem)}")
+    page.row(
+        "measured",
+        f"against {plain(_near(base.path))}" if base.path else f"without a base model: {plain(base.problem)}",
+    )
     scales = Counter(module.scale_from for module in found.modules)
     said = {"tensor": "told by the file", "configuration": "told by its settings", "convention": "by convention"}
     told = [f"{said.get(source, 'told nowhere')} ({times})" for source, times in scales.most_common()]
@@ -195,7 +199,7 @@ def _name(name: str, room: int = 30) -> str:
     return " " * depth + (bare if len(bare) <= room else f"...{bare[-room:]}")
 
 
-def _module(module: ModuleFacts) -> Iterator[str]:
+def _module(module: ModuleFacts, width: int) -> Iterator[str]:
     shape = " x ".join("?" if n is None else str(n) for n in module.shape)
     what = [f"{plain(module.adapter)} rank {'?' if module.rank is None else module.rank}"]
     what += [f"scale {_sign(math.nan if module.scale is None else module.scale)}", shape]
@@ -203,8 +207,8 @@ def _module(module: ModuleFacts) -> Iterator[str]:
     names |= {"s.rank": "stable_rank", "e.rank": "effective_rank", "NaN/Inf": "nonfinite"}
     sizes = [f"{k} {_sign(value)}" for k, v in names.items() if not math.isnan(value := module.metric(v))]
     yield f"  {plain(module.module)}"
-    yield f"    {', '.join(what)}"
-    yield f"    {'  '.join(part for part in sizes if part != 'NaN/Inf 0')}"
+    told = ", ".join(part for part in (*what, *sizes) if part != "NaN/Inf 0")
+    yield from textwrap.wrap(told, width, initial_indent="    ", subsequent_indent="    ")
     for part in module.parts or ():
         rows = f"  rows {part.rows[0]}-{part.rows[1]}" if part.rows else ""
         yield f"    -> {plain(part.tensor)}{rows}{'  transposed' if module.transposed else ''}"

@@ -18,11 +18,15 @@ from lora_forensics.reports.json import to_json
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """One line of one table."""
+    """One line of one table; what a table does not tell is empty."""
 
     name: str
     about: str
+    """What it is, in one line."""
     recognised: str = ""
+    """The files or tensors that it is recognised by."""
+    formula: str = ""
+    source: str = ""
     traps: tuple[Trap, ...] = ()
 
 
@@ -35,14 +39,15 @@ class Section:
     formats: tuple[Format, ...]
 
 
+_COLUMNS = {"about": "what it is", "recognised": "recognised by", "formula": "change", "source": "source"}
+"""Field to the head of its column."""
+
 _LAYOUTS = (
     Format("single file", "all parts of a model in one file, in the names of its publisher", "a .safetensors file"),
-    Format(
-        "Hugging Face folder", "one model in one file or in shards", "model.safetensors, or its index and all shards"
-    ),
+    Format("Hugging Face folder", "one model, whole or in shards", "model.safetensors, or its index and all shards"),
     Format("diffusers folder", "a folder for each part of a pipeline", "unet/ or transformer/, text_encoder/, ..."),
 )
-"""Until `base_model` has a table of its own."""
+"""What `base_model.files` opens."""
 
 
 def sections() -> tuple[Section, ...]:
@@ -50,8 +55,8 @@ def sections() -> tuple[Section, ...]:
     return (
         Section("trainers", "Trainers", tuple(_format(entry) for entry in TRAINERS.values())),
         Section("adapters", "Adapter kinds", tuple(_format(entry) for entry in KINDS.values())),
-        Section("base_layouts", "Base models", _table("LAYOUTS") or _LAYOUTS),
-        Section("storages", "Storage types of base weights", _table("STORAGES")),
+        Section("base_layouts", "Base models", _table("layouts", "LAYOUTS") or _LAYOUTS),
+        Section("storages", "Storage types of base weights", _table("storage", "STORAGES")),
     )
 
 
@@ -69,10 +74,11 @@ def formats_text(width: int = 80) -> str:
             lines += textwrap.wrap(
                 f"{entry.name}  {entry.about}", width, initial_indent="  ", subsequent_indent="      "
             )
-            details = [f"by {entry.recognised}"] if entry.recognised else []
-            details += [f"- {_trap(trap)}" for trap in entry.traps]
-            for detail in details:
-                lines += textwrap.wrap(detail, width, initial_indent="      ", subsequent_indent="        ")
+            details = [("by ", entry.recognised), ("D = ", entry.formula.removeprefix("D = ")), ("", entry.source)]
+            details += [("- ", _trap(trap)) for trap in entry.traps]
+            for mark, text in details:
+                if text:
+                    lines += textwrap.wrap(mark + text, width, initial_indent=" " * 6, subsequent_indent=" " * 8)
         lines += [""] if section.formats else []
     return "\n".join(lines)
 
@@ -81,17 +87,25 @@ def formats_markdown() -> str:
     """The tables as the page docs/formats.md."""
     lines = ["# Formats", "", "What is read. Made by `lora-forensics formats --markdown` from the tables of the code."]
     for section in sections():
+        fields = [field for field in _COLUMNS if any(getattr(entry, field) for entry in section.formats)]
         if not section.formats:
             continue
-        lines += ["", f"## {section.title}", "", "| name | what it is | recognised by |", "|---|---|---|"]
+        heads = ["name", *(_COLUMNS[field] for field in fields)]
+        lines += ["", f"## {section.title}", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
         for entry in section.formats:
-            about, recognised = (text.replace("|", "\\|") for text in (entry.about, entry.recognised))
-            lines.append(f"| `{entry.name}` | {about} | {recognised} |")
+            told = {field: getattr(entry, field).replace("|", "\\|") for field in fields}
+            cells = [f"`{text}`" if field == "formula" and text else _literal(text) for field, text in told.items()]
+            lines.append(f"| `{entry.name}` | {' | '.join(cells)} |")
         for entry in section.formats:
             if entry.traps:
                 lines += ["", f"What misleads in files of `{entry.name}`, and what is done about it:", ""]
-                lines += [f"- {_trap(trap)}" for trap in entry.traps]
+                lines += [f"- {_literal(_trap(trap))}" for trap in entry.traps]
     return "\n".join(lines) + "\n"
+
+
+def _literal(text: str) -> str:
+    """Text in which Markdown sees no tags."""
+    return text.replace("<", "\\<")
 
 
 def _trap(trap: Trap) -> str:
@@ -99,14 +113,17 @@ def _trap(trap: Trap) -> str:
 
 
 def _format(entry: Any) -> Format:
-    """A line from what a variant says of itself; without `about`, from the first line of its module."""
-    about = getattr(entry, "about", "") or (sys.modules[type(entry).__module__].__doc__ or "").partition("\n")[0]
-    return Format(entry.name, about, getattr(entry, "recognised", ""), getattr(entry, "traps", ()))
+    """A line from what a variant says of itself; without a word, from the first line of its module."""
+    about = getattr(entry, "about", "") or getattr(entry, "description", "")
+    about = about or (sys.modules[type(entry).__module__].__doc__ or "").partition("\n")[0]
+    words = about if isinstance(about, str) else about.title
+    told = {name: getattr(about, name, "") or getattr(entry, name, "") for name in ("recognised", "formula", "source")}
+    return Format(entry.name, words, traps=getattr(entry, "traps", ()), **told)
 
 
-def _table(name: str) -> tuple[Format, ...]:
-    """A table of `base_model` by its name; nothing if there is none."""
-    module = f"lora_forensics.base_model.{name.lower()}"
-    found = getattr(import_module(module), name, {}) if find_spec(module) else {}
+def _table(module: str, name: str) -> tuple[Format, ...]:
+    """A table of a module of `base_model`; nothing if there is none."""
+    path = f"lora_forensics.base_model.{module}"
+    found = getattr(import_module(path), name, {}) if find_spec(path) else {}
     entries: Iterable[Any] = found.values() if isinstance(found, dict) else found
     return tuple(_format(entry) for entry in entries)

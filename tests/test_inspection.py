@@ -231,9 +231,9 @@ class TestOneFile:
         metadata = {"a": json.dumps({"b": {"c": [1, 2]}}), "broken": "{"}
         save_file({"x": torch.tensor([1.0, -3.0])}, tmp_path / "x.safetensors", metadata)
         keys = call("inspect", tmp_path / "x.safetensors", "--keys").stdout
-        assert keys == "x\n  F32 2, mean -1, -3 to 1, abs mean 2, abs min 1\n"
+        assert keys == "x\n  F32 2, mean -1, -3 to 1, abs mean 2, abs min 1\n1 tensor, 2 numbers, F32\n"
         text = call("inspect", tmp_path / "x.safetensors", "--metadata").stdout
-        assert sorted(text.splitlines()) == sorted(["a", "  b", "    c", "      1", "      2", "broken: {"])
+        assert sorted(text.splitlines()) == sorted(["a", "  b", "    c: 1, 2", "broken: {"])
         both = document("inspect", tmp_path / "x.safetensors", "--keys", "--metadata")
         assert (both["metadata"], [t["name"] for t in both["tensors"]]) == (metadata, ["x"])
         assert "metadata" not in document("inspect", tmp_path / "x.safetensors", "--keys")

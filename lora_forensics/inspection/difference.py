@@ -86,7 +86,11 @@ def _movement(first: Path, second: Path, base: tuple[Path, ...], device: str) ->
         replace(dated(adapter_file(path))[0], name=name, step=step)
         for step, (name, path) in enumerate((("first", first), ("second", second)))
     )
-    result = measure_unit(Unit("", checkpoints, False, base, "", device, align=True))
+    unit = Unit("", checkpoints, False, base, "", device, align=True)
+    try:
+        result = measure_unit(unit)
+    except (RuntimeError, ValueError, IndexError):  # padded tensors that are no longer an adapter
+        result = measure_unit(replace(unit, align=False))
     columns = ("delta_norm", "step_size", "rotation")
     places = zip(result.rows["checkpoint"], result.rows["module"], strict=True)
     return {place: {c: result.rows[c][index] for c in columns} for index, place in enumerate(places)}

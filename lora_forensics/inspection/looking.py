@@ -83,7 +83,7 @@ def inspect_file(
         checkpoint.held_out_loss,
         facts(file.metadata, config),
         modules,
-        {name: entry.reason for name, entry in layout.unread.items()},
+        dict(result.notices.unread),
         layout.foreign,
         tensors,
         BaseFacts(frozen.path) if frozen else BaseFacts(problem=problem),
@@ -160,13 +160,14 @@ def _statistics(tensor: torch.Tensor) -> dict[str, Any]:
     nonfinite = zeros = 0
     for start in range(0, len(flat), _BLOCK):
         numbers = widened(flat[start : start + _BLOCK]).double()
-        finite = numbers[numbers.isfinite()]
+        known = numbers.isfinite()
+        finite = numbers if bool(known.all()) else numbers[known]
         nonfinite += len(numbers) - len(finite)
         zeros += len(finite) - int(finite.count_nonzero())
         if len(finite):
             size = finite.abs()
             sums = [float(len(finite)), finite.sum().item(), size.sum().item(), (finite @ finite).item()]
-            parts.append([*sums, finite.min().item(), finite.max().item(), size.min().item()])
+            parts.append([*sums, *(end.item() for end in finite.aminmax()), size.min().item()])
     counted = {"zeros": zeros, "nonfinite": nonfinite}
     if not parts:
         return counted
@@ -246,9 +247,12 @@ def _modules(
 
 
 def _scale_from(module: AdapterModule, scale: float | None, configured: bool) -> str:
+    kind = KINDS[module.kind]
+    if not getattr(kind, "scaled", True):
+        return "none"
     if scale is None:
         return "unknown"
-    if KINDS[module.kind].scalars & set(module.keys):
+    if kind.scalars & set(module.keys):
         return "tensor"
     return "configuration" if configured else "convention"
 

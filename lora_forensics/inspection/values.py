@@ -70,7 +70,8 @@ class ModuleFacts:
     rank: int | None
     scale: float | None
     scale_from: str
-    """tensor, configuration, convention (nothing is written, and the trainer's habit is known) or unknown."""
+    """tensor, configuration, convention (nothing is written, and the trainer's habit is known), unknown; or none, for
+    a kind without a multiplier."""
     shape: tuple[int | None, int | None]
     """Rows and columns of the change."""
     tensors: tuple[str, ...]

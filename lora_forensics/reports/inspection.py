@@ -27,6 +27,8 @@ from lora_forensics.records import Finding
 from lora_forensics.reports.terminal import FINDING_LABELS, Page
 from lora_forensics.reports.text import count, number, plain
 
+_DEEPEST = 8
+"""Levels of metadata that are unfolded."""
 _MANY = 12
 """Lines of a list before the rest is only counted."""
 _TOPICS = {"about": "about", "base": "base", "network": "network", "training": "training", "data": "data"}
@@ -101,6 +103,8 @@ def _tensors(tensors: Sequence[TensorFacts]) -> str:
         sizes += f", abs mean {_sign(tensor.mean_abs)}, abs min {_sign(tensor.min_abs)}"
         damage = f", NaN/Inf {tensor.nonfinite}" if tensor.nonfinite else ""
         lines += [plain(tensor.name), f"  {plain(tensor.dtype)} {shape}, {sizes}{damage}"]
+    types = "/".join(sorted({plain(tensor.dtype) for tensor in tensors}))
+    lines.append(f"{count(len(tensors), 'tensor')}, {sum(t.entries for t in tensors)} numbers, {types or 'none'}")
     return "\n".join(lines) + "\n"
 
 
@@ -149,6 +153,7 @@ def _health(page: Page, found: Inspection) -> None:
     )
     scales = Counter(module.scale_from for module in found.modules)
     said = {"tensor": "told by the file", "configuration": "told by its settings", "convention": "by convention"}
+    said |= {"none": "none: this kind has no multiplier"}
     told = [f"{said.get(source, 'told nowhere')} ({times})" for source, times in scales.most_common()]
     page.row("scale", ", ".join(told))
     if found.other_tensors:
@@ -170,7 +175,7 @@ def _finding(page: Page, finding: Finding) -> None:
     page.row("", plain(finding.hint), style="quiet")
 
 
-_SUMMARY = ("module", "kind", "rank", "n", "|D|", "|D|/|W|", "cosine", "s.rank", "strength")
+_SUMMARY = ("module", "kind", "rank", "n", "|D|", "|D|/|W|", "cosine", "s.rank", "magnitude", "strength")
 _PAIRS = ("module", "n", "|D1|", "|D2|", "|D2-D1|", "cosine")
 
 
@@ -187,7 +192,8 @@ def _summary(found: Inspection, sections: bool) -> Iterator[list[str]]:
 def _cells(group: Group, name: str, mixed: bool) -> list[str]:
     """A row of the summary; kinds and ranks stand above it already unless they differ."""
     ranks = "-".join(map(str, dict.fromkeys((group.ranks[0], group.ranks[-1])))) if group.ranks else "?"
-    sizes = (group.delta_norm, group.relative_norm, group.cosine, group.stable_rank, group.average_strength)
+    sizes = [group.delta_norm, group.relative_norm, group.cosine, group.stable_rank]
+    sizes += [group.average_magnitude, group.average_strength]
     what = [",".join(map(plain, group.adapters)), ranks] if mixed else ["-", "-"]
     return [_name(name), *what, str(group.modules), *map(_sign, sizes)]
 
@@ -251,19 +257,16 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> 
 
 
 def _tree(value: object, depth: int) -> Iterator[str]:
-    indent = "  " * depth
-    if isinstance(value, dict):
-        for key, entry in value.items():
-            if isinstance(entry, dict | list) and entry and depth < 8:
-                yield f"{indent}{plain(key)}"
-                yield from _tree(entry, depth + 1)
-            else:
-                yield f"{indent}{plain(key)}: {plain(entry)}"
-    elif isinstance(value, list):
-        for entry in value:
-            yield from (
-                _tree(entry, depth) if isinstance(entry, dict | list) and depth < 8 else [f"{indent}{plain(entry)}"]
-            )
+    """Keys and values, what is inside of them further to the right; a list of plain values is one line."""
+    entries = value.items() if isinstance(value, dict) else ((None, entry) for entry in value)  # type: ignore[attr-defined] # a list
+    for key, entry in entries:
+        label = "  " * depth + ("-" if key is None else plain(key))
+        nested = entry if isinstance(entry, dict | list) and depth < _DEEPEST else None
+        if nested and (isinstance(nested, dict) or any(isinstance(inner, dict | list) for inner in nested)):
+            yield label
+            yield from _tree(nested, depth + 1)
+        else:
+            yield f"{label}: {', '.join(map(plain, nested)) if nested else plain(entry)}"
 
 
 def _changed(entry: Changed) -> str:

@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -276,18 +276,18 @@ def inspect(
     from lora_forensics.reports import to_json
     from lora_forensics.reports.inspection import inspection_text
 
-    if len(files) > 2:
-        raise UsageError(f"{len(files)} files are given", "inspect looks at one file, or compares two")
+    if len(files) > (1 if keys or metadata else 2):
+        hint = "inspect looks at one file or compares two; --keys and --metadata are for one"
+        raise UsageError(f"{len(files)} files are given", hint)
+    found: Contents | Inspection | Difference
     if keys or metadata:
-        found: Sequence[Contents | Inspection | Difference] = [read_contents(file, keys, metadata) for file in files]
+        found = read_contents(files[0], keys, metadata)
     elif len(files) == 1:
-        found = [inspect_file(files[0], base, device, download=download)]
+        found = inspect_file(files[0], base, device, download=download)
     else:
-        found = [compare_files(files[0], files[1], base, device, download=download)]
-    for entry in found:
-        width, color = _width(), use_color()
-        text = to_json(entry.to_dict()) if as_json else inspection_text(entry, width, color, verbose)
-        click.echo(text, nl=False)
+        found = compare_files(files[0], files[1], base, device, download=download)
+    text = to_json(found.to_dict()) if as_json else inspection_text(found, _width(), use_color(), verbose)
+    click.echo(text, nl=False)
     return 0
 
 

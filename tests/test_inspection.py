@@ -305,6 +305,7 @@ class TestHealth:
         assert list(found.unread) == ["lora_unet_x"]
         assert found.other_tensors == ("some_buffer",)
         assert "1 tensor of no adapter: some_buffer" in inspection_text(found)
+        assert "not read: no adapter kind reads" in inspection_text(found, verbose=True)
         assert found.to_dict()["unresolved"][0]["module"] == "lora_unet_x"
 
     def test_a_damaged_base_is_said(self, tmp_path: Path) -> None:
@@ -335,6 +336,7 @@ BAD = {
     "an empty folder": (lambda p: [p / "folder"], "no .safetensors file"),
     "several files": (lambda p: [p], "name one file"),
     "three files": (lambda p: [p, p, p], "3 files"),
+    "keys of two files": (lambda p: [p, p, "--keys"], "2 files"),
     "no base": (lambda p: [p / "good.safetensors", "--base", p / "nowhere"], "nowhere: no such file"),
     "no device": (lambda p: [p / "good.safetensors", "--device", "cuda:99"], "device"),
     "a base that is an adapter's folder": (lambda p: [p / "good.safetensors", "--base", p / "folder"], "base model"),

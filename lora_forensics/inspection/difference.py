@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lora_forensics.inspection.looking import adapter_file, dated, inspect_file
+from lora_forensics.inspection.looking import dated, inspect_file
 from lora_forensics.inspection.metadata import differing
 from lora_forensics.inspection.values import Difference, Inspection, ModuleFacts, ModulePair
 from lora_forensics.measure import resolve_device
@@ -35,7 +35,7 @@ def compare_files(
     a change (the sizes of its tensors are no ranks), distance and rotation are NaN.
     """
     one, two = (inspect_file(path, base, device, download=download) for path in (first, second))
-    pairs = _pairs(one, two, base, resolve_device(device))
+    pairs = _pairs(one, two, resolve_device(device))
     names = [{module.module for module in found.modules} | set(found.unread) for found in (one, two)]
     same, changed = _compare_tensors(open_tensors(one.path), open_tensors(two.path))
     return Difference(
@@ -50,9 +50,8 @@ def compare_files(
     )
 
 
-def _pairs(
-    one: Inspection, two: Inspection, base: str | Path | Sequence[str | Path] | None, device: str
-) -> tuple[ModulePair, ...]:
+def _pairs(one: Inspection, two: Inspection, device: str) -> tuple[ModulePair, ...]:
+    """Modules that both have; the base model is read for it only where a change cannot be told without."""
     first, second = ({module.module: module for module in found.modules} for found in (one, two))
     moved = _movement(one.path, two.path, (), device)
     needs_base = any(
@@ -60,10 +59,8 @@ def _pairs(
         for (where, name), row in moved.items()
         if where == "first" and name in first
     )
-    if needs_base and one.base.path is not None:
-        paths = [base] if isinstance(base, str | Path) else base
-        given = tuple(Path(path) for path in paths) if paths else tuple(map(Path, one.base.path.split(" + ")))
-        moved = _movement(one.path, two.path, given, device)
+    if needs_base:
+        moved = _movement(one.path, two.path, tuple(map(Path, one.base.paths)), device)
     pairs = []
     for name, module in first.items():
         if name not in second:
@@ -83,7 +80,7 @@ def _pairs(
 def _movement(first: Path, second: Path, base: tuple[Path, ...], device: str) -> dict[tuple[str, str], dict[str, Any]]:
     """Rows of both files, the second measured after the first, by file and module."""
     checkpoints = tuple(
-        replace(dated(adapter_file(path))[0], name=name, step=step)
+        replace(dated(path)[0], name=name, step=step)
         for step, (name, path) in enumerate((("first", first), ("second", second)))
     )
     unit = Unit("", checkpoints, False, base, "", device, align=True)

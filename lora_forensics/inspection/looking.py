@@ -56,40 +56,40 @@ def inspect_file(
         CheckpointError: it is damaged, refused, or holds no adapter.
         BaseModelError: `base` was given and cannot be used.
     """
+    device = resolve_device(device)
     checkpoint, run = dated(adapter_file(Path(path)))
     file = open_tensors(checkpoint.path)
     named = [] if base is None else [base] if isinstance(base, str | Path) else base
     frozen, problem = _find_base(checkpoint, run, [Path(p) for p in named], download)
-    unit = Unit("", (checkpoint,), False, frozen.paths if frozen else (), frozen.fingerprint if frozen else "", "cpu")
-    result = measure_unit(replace(unit, device=resolve_device(device)))
+    paths, fingerprint = (frozen.paths, frozen.fingerprint) if frozen else ((), "")
+    result = measure_unit(Unit("", (checkpoint,), False, paths, fingerprint, device))
     if result.skipped:
         hint = "--keys lists the tensors of any file, --metadata its text"
         raise CheckpointError(f"{checkpoint.path}: {result.skipped[0].reason}", hint)
     tensors = tensor_facts(file)
     config = read_object(checkpoint.config) or {} if checkpoint.config else {}
     modules = _modules(result, checkpoint, file.metadata, frozen, {t.name: t for t in tensors})
-    layout = result.layouts[checkpoint.name]
     odd_base = check_hash(frozen, run.base) if frozen and run else None
     stat = checkpoint.path.stat()
     return Inspection(
-        checkpoint.path,
-        stat.st_size,
-        stat.st_mtime,
-        run.trainer if run else None,
-        checkpoint.step,
-        checkpoint.epoch,
-        checkpoint.learning_rate,
-        checkpoint.train_loss,
-        checkpoint.held_out_loss,
-        facts(file.metadata, config),
-        modules,
-        dict(result.notices.unread),
-        layout.foreign,
-        tensors,
-        BaseFacts(frozen.path) if frozen else BaseFacts(problem=problem),
-        (*health(modules, tensors), *([odd_base] if odd_base else []), *result.notices.findings()),
-        file.metadata,
-        config,
+        path=checkpoint.path,
+        size=stat.st_size,
+        modified=stat.st_mtime,
+        trainer=run.trainer if run else None,
+        step=checkpoint.step,
+        epoch=checkpoint.epoch,
+        learning_rate=checkpoint.learning_rate,
+        train_loss=checkpoint.train_loss,
+        held_out_loss=checkpoint.held_out_loss,
+        facts=facts(file.metadata, config),
+        modules=modules,
+        unread=dict(result.notices.unread),
+        other_tensors=result.layouts[checkpoint.name].foreign,
+        tensors=tensors,
+        base=BaseFacts(frozen.path, tuple(map(str, frozen.paths))) if frozen else BaseFacts(problem=problem),
+        findings=(*health(modules, tensors), *([odd_base] if odd_base else []), *result.notices.findings()),
+        metadata=file.metadata,
+        config=config,
     )
 
 
@@ -129,20 +129,26 @@ def adapter_file(path: Path) -> Path:
 def dated(path: Path) -> tuple[Checkpoint, Run | None]:
     """A checkpoint with what its trainer left in it and beside it; other checkpoints of the run are not opened."""
     parent = path.absolute().parent
-    beside = {p.name: p for p in parent.iterdir() if p.name == path.name or p.suffix not in TENSOR_FILES}
-    config = parent / _CONFIG if _CONFIG in beside else None
-    plain = Checkpoint(path, path.name, None, config=config)
+    config = parent / _CONFIG if (parent / _CONFIG).is_file() else None
     try:
         for trainer in TRAINERS.values():
-            for view in (Folder(parent.parent, {}, {parent.name: parent}), Folder(parent, dict(beside), {})):
+            for view in (Folder(parent.parent, {}, {parent.name: parent}), _alone(parent, path.name)):
                 for run in trainer.find(view):
-                    found = (*run.checkpoints, *run.unplaced) if isinstance(run, Run) else ()
-                    for checkpoint in found:
+                    if not isinstance(run, Run):
+                        continue
+                    for checkpoint in (*run.checkpoints, *run.unplaced):
                         if checkpoint.path == parent / path.name:
-                            return replace(checkpoint, path=path, name=path.name, config=config), run  # type: ignore[return-value] # a Run
+                            return replace(checkpoint, path=path, name=path.name, config=config), run
     except OSError:
-        pass  # a folder above that may not be read tells nothing
-    return plain, None
+        pass  # a folder that may not be read tells nothing
+    return Checkpoint(path, path.name, None, config=config), None
+
+
+def _alone(parent: Path, name: str) -> Folder:
+    """A folder as if this were its only tensor file."""
+    folder = Folder.read(parent)
+    kept = {other: path for other, path in folder.files.items() if other == name or path.suffix not in TENSOR_FILES}
+    return Folder(parent, kept, {})
 
 
 def tensor_facts(file: Tensors) -> tuple[TensorFacts, ...]:

@@ -46,7 +46,7 @@ class Contents:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON-ready form: keys as in the document of an `Inspection`."""
-        document: dict[str, Any] = {"schema": SCHEMA, "file": str(self.path)}
+        document: dict[str, Any] = {"schema": SCHEMA, "file": self.path.as_posix()}
         if self.tensors is not None:
             document["tensors"] = [asdict(tensor) for tensor in self.tensors]
         if self.metadata is not None:
@@ -150,6 +150,8 @@ class BaseFacts:
     """The base model that the file was measured against."""
 
     path: str | None = None
+    """Its paths, joined for people."""
+    paths: tuple[str, ...] = ()
     problem: str = ""
     """Why there is none."""
 
@@ -231,7 +233,7 @@ class Inspection:
             topics.setdefault(fact.topic, {})[fact.label] = fact.value
         return {
             "schema": SCHEMA,
-            "file": str(self.path),
+            "file": self.path.as_posix(),
             "bytes": self.size,
             "modified": self.modified,
             "trainer": self.trainer,

@@ -31,8 +31,7 @@ _DEEPEST = 8
 """Levels of metadata that are unfolded."""
 _MANY = 12
 """Lines of a list before the rest is only counted."""
-_TOPICS = {"about": "about", "base": "base", "network": "network", "training": "training", "data": "data"}
-_TOPICS |= {"hashes": "hashes"}
+_TOPICS = ("about", "base", "network", "training", "data", "hashes")
 
 
 def inspection_text(
@@ -58,6 +57,9 @@ def _inspection(page: Page, found: Inspection, verbose: bool) -> None:
     page.blank()
     if verbose:
         page.raw(line for module in found.modules for line in _module(module, page.width))
+        page.raw(
+            line for name, reason in found.unread.items() for line in _named(name, f"not read: {reason}", page.width)
+        )
         page.blank()
     _health(page, found)
 
@@ -134,11 +136,9 @@ def _about(found: Inspection) -> str:
 
 def _facts(page: Page, facts: Sequence[Fact], verbose: bool) -> None:
     """A line for each topic; hashes, and what is long, only if asked for."""
-    for topic, label in _TOPICS.items():
+    for topic in _TOPICS if verbose else _TOPICS[:-1]:
         told = [fact for fact in facts if fact.topic == topic]
-        if topic == "hashes" and not verbose:
-            continue
-        page.row(label, "; ".join(f"{plain(fact.label)} {_clipped(plain(fact.value), verbose)}" for fact in told))
+        page.row(topic, "; ".join(f"{plain(fact.label)} {_clipped(plain(fact.value), verbose)}" for fact in told))
 
 
 def _clipped(text: str, whole: bool, room: int = 90) -> str:
@@ -149,7 +149,9 @@ def _health(page: Page, found: Inspection) -> None:
     base = found.base
     page.row(
         "measured",
-        f"against {plain(_near(base.path))}" if base.path else f"without a base model: {plain(base.problem)}",
+        f"against {' + '.join(map(_near, base.paths))}"
+        if base.paths
+        else f"without a base model: {plain(base.problem)}",
     )
     scales = Counter(module.scale_from for module in found.modules)
     said = {"tensor": "told by the file", "configuration": "told by its settings", "convention": "by convention"}
@@ -164,10 +166,9 @@ def _health(page: Page, found: Inspection) -> None:
         page.row("health", "no NaN or Inf, every module changes something, nothing out of proportion", style="keep")
 
 
-def _near(paths: str) -> str:
-    """Paths below the working folder as they are typed there."""
-    here = f"{Path.cwd()}{os.sep}"
-    return " + ".join(path.removeprefix(here) for path in paths.split(" + "))
+def _near(path: str) -> str:
+    """A path below the working folder as it is typed there."""
+    return plain(path.removeprefix(f"{Path.cwd()}{os.sep}"))
 
 
 def _finding(page: Page, finding: Finding) -> None:
@@ -212,14 +213,17 @@ def _module(module: ModuleFacts, width: int) -> Iterator[str]:
     names = {"|D|": "delta_norm", "|D|/|W|": "relative_norm", "cosine": "cosine", "s1": "spectral_norm"}
     names |= {"s.rank": "stable_rank", "e.rank": "effective_rank", "NaN/Inf": "nonfinite"}
     sizes = [f"{k} {_sign(value)}" for k, v in names.items() if not math.isnan(value := module.metric(v))]
-    yield f"  {plain(module.module)}"
-    told = ", ".join(part for part in (*what, *sizes) if part != "NaN/Inf 0")
-    yield from textwrap.wrap(told, width, initial_indent="    ", subsequent_indent="    ")
+    yield from _named(module.module, ", ".join(part for part in (*what, *sizes) if part != "NaN/Inf 0"), width)
     for part in module.parts or ():
         rows = f"  rows {part.rows[0]}-{part.rows[1]}" if part.rows else ""
         yield f"    -> {plain(part.tensor)}{rows}{'  transposed' if module.transposed else ''}"
     if module.parts is None and module.reason:
         yield f"    no base weight: {plain(module.reason)}"
+
+
+def _named(name: str, about: str, width: int) -> Iterator[str]:
+    yield f"  {plain(name)}"
+    yield from textwrap.wrap(plain(about), width, initial_indent="    ", subsequent_indent="    ")
 
 
 def _paired(pairs: Sequence[ModulePair], verbose: bool) -> Iterator[list[str]]:

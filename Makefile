@@ -21,6 +21,7 @@ check: $(STAMP)
 # Pages that are made from the code; a test fails when they are stale.
 docs: $(STAMP)
 	$(BIN)/lora-forensics metrics --markdown > docs/columns.md
+	$(BIN)/lora-forensics formats --markdown > docs/formats.md
 
 $(STAMP): pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -20,6 +20,7 @@ from lora_forensics.checkpoints import TRAINERS
 from lora_forensics.cli import main
 from lora_forensics.detectors import DETECTORS
 from lora_forensics.engines import ENGINES
+from lora_forensics.formats import formats_markdown
 from lora_forensics.metrics import METRICS
 from lora_forensics.reference import columns_markdown
 from lora_forensics.reports import REPORTS
@@ -76,6 +77,14 @@ def test_the_page_of_columns_is_fresh() -> None:
     if REGENERATE:
         page.write_text(columns_markdown(), "utf-8")
     assert page.read_text("utf-8") == columns_markdown()
+
+
+def test_the_page_of_formats_is_fresh() -> None:
+    """docs/formats.md is what `formats --markdown` prints (`make docs`)."""
+    page = REPOSITORY / "docs" / "formats.md"
+    if REGENERATE:
+        page.write_text(formats_markdown(), "utf-8")
+    assert page.read_text("utf-8") == formats_markdown()
 
 
 def test_links_between_pages_lead_somewhere() -> None:

@@ -40,7 +40,7 @@ def test_composing_a_scan_loads_no_torch_before_there_is_work() -> None:
 
 def test_the_library_offers_what_the_contract_names() -> None:
     """The names that scripts import."""
-    for name in ("discover_runs", "measure_run", "assess_run"):
+    for name in ("discover_runs", "measure_run", "assess_run", "inspect_file"):
         assert callable(getattr(lf, name))
     for name in ("cs_fluctuation", "valleys", "official_stop"):
         assert callable(getattr(lf.turning_point, name))

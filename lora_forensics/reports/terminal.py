@@ -150,7 +150,7 @@ class Page:
 
     def room(self, sentence: str) -> int:
         """Lines that a sentence needs beside its label."""
-        return len(list(_wrapped(sentence, self._width - _INDENT - _LABEL)))
+        return len(list(_wrapped(sentence, self.width - _INDENT - _LABEL)))
 
     def blank(self) -> None:
         """An empty line."""

@@ -6,12 +6,12 @@ A new kind is one module here with a class that follows `interface.AdapterKind`,
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lora_forensics.adapters import naming
 from lora_forensics.adapters.config import AdapterConfig, Settings, read_settings
-from lora_forensics.adapters.interface import AdapterKind, Layout
+from lora_forensics.adapters.interface import AdapterKind, KindDoc, Layout, Stack
 from lora_forensics.adapters.lora import LoRA
 from lora_forensics.records import Unresolved
 from lora_forensics.tensors import TensorInfo
@@ -22,13 +22,17 @@ __all__ = [
     "AdapterKind",
     "AdapterLayout",
     "AdapterModule",
+    "KindDoc",
+    "Layout",
     "Settings",
+    "Stack",
     "looks_like_adapter",
     "read_layout",
     "read_settings",
 ]
 
-KINDS: dict[str, AdapterKind] = {kind.name: kind for kind in (LoRA(),)}
+_ALL: tuple[AdapterKind, ...] = (LoRA(),)
+KINDS: dict[str, AdapterKind] = {kind.name: kind for kind in _ALL}
 """Every kind by name; the order is the precedence."""
 
 _TELLTALE = re.compile(
@@ -72,25 +76,31 @@ def looks_like_adapter(names: Mapping[str, object]) -> bool:
     return any((found := _TELLTALE.match(name)) and found.group(2) != "alpha" for name in names)
 
 
-def read_layout(infos: Mapping[str, TensorInfo]) -> AdapterLayout:
-    """Group the tensors of one checkpoint into modules."""
-    grouped, foreign = _group(infos)
+def read_layout(infos: Mapping[str, TensorInfo], settings: Settings | None = None) -> AdapterLayout:
+    """Group the tensors of one checkpoint into modules; the settings, where known, tell kinds apart."""
+    settings = settings or Settings()
+    telling = looks_like_adapter(infos) or any(config.peft_type for config in settings.by_prefix.values())
+    kinds = [kind for kind in KINDS.values() if telling or not kind.companion]
+    shared = {name: (kind, role) for name in infos for kind in kinds if (role := _shared_role(kind, name))}
+    grouped, foreign = _group([name for name in infos if name not in shared], kinds)
     modules: dict[str, AdapterModule] = {}
     unread: dict[str, Unresolved] = {}
     for module, names in grouped.items():
-        found = _recognise(module, names, infos)
-        if isinstance(found, Unresolved):
+        found = _recognise(module, names, infos, settings.of(module), kinds, shared)
+        if isinstance(found, AdapterModule):
+            modules[module] = found
+        elif found is not None:
             unread[module] = found
         else:
-            modules[module] = found
+            foreign.extend(names)
     return AdapterLayout(modules, unread, tuple(foreign))
 
 
-def _group(infos: Mapping[str, TensorInfo]) -> tuple[dict[str, list[str]], list[str]]:
+def _group(names: Iterable[str], kinds: Sequence[AdapterKind]) -> tuple[dict[str, list[str]], list[str]]:
     grouped: dict[str, list[str]] = {}
     foreign = []
-    for name in infos:
-        found = next((m for kind in KINDS.values() if (m := kind.keys.fullmatch(name))), None) or _TELLTALE.match(name)
+    for name in names:
+        found = next((m for kind in kinds if (m := kind.keys.fullmatch(name))), None) or _TELLTALE.match(name)
         if found:
             grouped.setdefault(found.group("module"), []).append(name)
         else:
@@ -98,18 +108,45 @@ def _group(infos: Mapping[str, TensorInfo]) -> tuple[dict[str, list[str]], list[
     return grouped, foreign
 
 
-def _recognise(module: str, names: list[str], infos: Mapping[str, TensorInfo]) -> AdapterModule | Unresolved:
-    for kind in KINDS.values():
-        keys: dict[str, str] = {}
-        for name in names:
-            found = kind.keys.fullmatch(name)
-            if found is None or found.lastgroup is None or found.group("module") != module or found.lastgroup in keys:
-                break  # a tensor of another kind, or a second adapter in one file
-            keys[found.lastgroup] = name
-        else:
-            layout = kind.layout({role: infos[name].shape for role, name in keys.items()})
-            if layout is not None:
-                place = naming.component(module), naming.block(module), naming.role(module)
-                return AdapterModule(module, kind.name, keys, layout, *place)
-    shapes = ", ".join(f"{name[len(module) + 1 :]} {list(infos[name].shape)}" for name in names[:6])
-    return Unresolved(f"no adapter kind reads these tensors together: {shapes}")
+def _recognise(
+    module: str,
+    names: list[str],
+    infos: Mapping[str, TensorInfo],
+    config: AdapterConfig,
+    kinds: Sequence[AdapterKind],
+    shared: Mapping[str, tuple[AdapterKind, str]],
+) -> AdapterModule | Unresolved | None:
+    """The module, why it cannot be read, or None if it is a plain weight that no kind wants."""
+    why: Unresolved | None = None
+    for kind in sorted(kinds, key=lambda kind: config.peft_type not in kind.peft_types):
+        keys = _roles(kind, module, names)
+        if keys is None:
+            continue
+        keys.update({role: name for name, (owner, role) in shared.items() if owner is kind})
+        layout = kind.layout({role: infos[name].shape for role, name in keys.items()}, config, module)
+        if isinstance(layout, Layout):
+            place = naming.component(module), naming.block(module), naming.role(module)
+            return AdapterModule(module, kind.name, keys, layout, *place)
+        why = why or layout
+    if why is not None or any(_TELLTALE.match(name) for name in names):
+        shapes = ", ".join(f"{name[len(module) + 1 :]} {list(infos[name].shape)}" for name in names[:6])
+        return why or Unresolved(f"no adapter kind reads these tensors together: {shapes}")
+    return None
+
+
+def _roles(kind: AdapterKind, module: str, names: Iterable[str]) -> dict[str, str] | None:
+    """Role to name if all of a module's tensors are this kind's, each role once."""
+    keys: dict[str, str] = {}
+    for name in names:
+        found = kind.keys.fullmatch(name)
+        if found is None or found.lastgroup is None or found.group("module") != module:
+            return None
+        role = found.groupdict().get("role") or found.lastgroup
+        if role in keys:
+            return None  # a second adapter in one file
+        keys[role] = name
+    return keys
+
+
+def _shared_role(kind: AdapterKind, name: str) -> str | None:
+    return next((role for role, pattern in kind.shared.items() if re.fullmatch(pattern, name)), None)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar
 
 from lora_forensics.adapters.config import AdapterConfig
+from lora_forensics.records import Unresolved
 
 if TYPE_CHECKING:
     import torch
@@ -19,39 +21,97 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
+class KindDoc:
+    """One line of the table of kinds."""
+
+    title: str
+    """Its common names."""
+    formula: str
+    """The change D of the weight W."""
+    source: str
+    """Paper, and the libraries whose files are read."""
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
-    """Rank of a module's change, and the shape of the weight that it changes."""
+    """Rank of a module's change, and the shape of the weight that it changes; None is what the file does not tell."""
 
-    rank: int
-    rows: int
-    columns: int
+    rank: int | None
+    rows: int | None
+    columns: int | None
 
 
-class AdapterKind(Protocol):
-    """One kind of adapter, for example LoRA."""
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """One module at many checkpoints, of which a kind makes a `Change`."""
 
-    name: str
+    module: str
+    layout: Layout
+    tensors: Mapping[str, torch.Tensor]
+    """Role to tensors stacked over checkpoints, (count, ...), in their stored type; scalars and those aside are left out."""
+    scale: torch.Tensor
+    """(count,) multipliers, float64."""
+    lead: int
+    """How many of the first checkpoints only serve as predecessors (0 or 1)."""
+    config: AdapterConfig
+
+
+class AdapterKind(ABC):
+    """One kind of adapter, for example LoRA. The defaults here are those of a kind without any extra."""
+
+    name: ClassVar[str]
     """As in the `adapter` column."""
-    keys: re.Pattern[str]
-    """Matches the tensors of this kind; group `module` is the module, every other group that matched is the role."""
-
-    scalars: frozenset[str]
+    about: ClassVar[KindDoc]
+    suffixes: ClassVar[Mapping[str, str]]
+    """Role to a regular expression (verbose) of what follows the module's name in that tensor's."""
+    shared: ClassVar[Mapping[str, str]] = {}
+    """Role to a regular expression of tensors that belong to no module and to all of this kind."""
+    scalars: ClassVar[frozenset[str]] = frozenset()
     """Roles of tensors that are one number: they enter `scale`, not `change`."""
+    aside: ClassVar[frozenset[str]] = frozenset()
+    """Roles of tensors that are no part of the weight's change, biases: only their NaN and Inf are counted."""
+    scaled: ClassVar[bool] = False
+    """Whether a multiplier (alpha / rank) stands before the change."""
+    peft_types: ClassVar[frozenset[str]] = frozenset()
+    """`peft_type` in the configuration that is this kind: then its tensors are read as nothing else."""
+    companion: ClassVar[bool] = False
+    """Only beside other adapters, or where a configuration names its type: looks like any model's weight."""
 
-    def layout(self, shapes: Shapes) -> Layout | None:
-        """Rank and shape, or None if these tensors are not a module of this kind."""
-        ...
+    keys: re.Pattern[str]
+    """Made of `suffixes`: group `module` is the module, every other group that matched is the role."""
 
-    def scale(self, values: Mapping[str, float], config: AdapterConfig, module: str, rank: int) -> float | None:
+    def __init__(self) -> None:
+        options = " | ".join(f"(?P<{role}> {suffix} )" for role, suffix in self.suffixes.items())
+        self.keys = re.compile(rf"(?P<module>.+?)(?: {options} )", re.VERBOSE)
+
+    @abstractmethod
+    def layout(self, shapes: Shapes, config: AdapterConfig, module: str) -> Layout | Unresolved | None:
+        """Rank and shape; None if these tensors are not a module of this kind, Unresolved if they are and lack a thing."""
+
+    def scale(self, values: Mapping[str, float], config: AdapterConfig, module: str, rank: int | None) -> float | None:
         """Multiplier on the change, None if unknown; `values` holds the module's tensors of one number."""
-        ...
+        return 1.0
 
-    def change(self, tensors: Mapping[str, torch.Tensor], scale: torch.Tensor, lead: int) -> Change:
+    @abstractmethod
+    def change(self, stack: Stack) -> Change:
         """The change of one module at many checkpoints.
 
-        Args:
-            tensors: role to tensors stacked over checkpoints, (count, ...), in their stored type.
-            scale: (count,) multipliers, float64.
-            lead: how many of the first checkpoints only serve as predecessors (0 or 1).
+        Raises:
+            CheckpointError: the tensors do not belong together; the message says why.
         """
-        ...
+
+
+def product(sizes: tuple[int, ...]) -> int:
+    """Of all sizes; 1 of none."""
+    total = 1
+    for size in sizes:
+        total *= size
+    return total
+
+
+def alpha_scale(values: Mapping[str, float], config: AdapterConfig, module: str, rank: int) -> float | None:
+    """Alpha / rank: from the module's own tensor, else from the configuration; kohya's missing alpha means 1."""
+    if "alpha" in values:
+        return values["alpha"] / rank if values["alpha"] != 0 else 1.0  # sd-scripts reads 0 as the rank
+    known = config.scale(module, rank)
+    return 1.0 if known is None and module.startswith("lora_") else known

@@ -8,14 +8,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lora_forensics.adapters import KINDS, AdapterLayout, AdapterModule, Settings, Stack, read_layout, read_settings
+from lora_forensics.adapters import (
+    KINDS,
+    AdapterLayout,
+    AdapterModule,
+    Layer,
+    Settings,
+    Stack,
+    read_layout,
+    read_settings,
+)
 from lora_forensics.base_model import BaseModel, open_base
 from lora_forensics.errors import CheckpointError
 from lora_forensics.metrics import METRICS
@@ -110,7 +119,7 @@ def measure_unit(unit: Unit, advance: Callable[[float], None] | None = None) -> 
                     result.notices.unresolved[name] = found.reason
                 ref = found if isinstance(found, WeightRef) else None
                 try:
-                    _measure_group(unit, group, base, ref, result)
+                    _measure_group(unit, group, base, ref, partial(_below, base, group[0], references), result)
                 except CheckpointError as error:
                     result.notices.unread[name] = error.message
             if advance is not None:
@@ -126,6 +135,16 @@ def _references(base: BaseModel, loaded: list[_Loaded]) -> References:
         shapes = {name: (module.layout.rows, module.layout.columns) for name, module in modules.items()}
         new = {name: shape for name, shape in shapes.items() if (name, *shape) not in found}
         found.update({(name, *shapes[name]): ref for name, ref in base.resolve(new).items()} if new else {})
+    return found
+
+
+def _below(base: BaseModel | None, entry: _Entry, references: References) -> dict[str, Layer | None]:
+    """All modules of the entry's kind in its checkpoint, and the layers that the base has for them."""
+    found: dict[str, Layer | None] = {}
+    for name, module in entry.loaded.layout.modules.items():
+        if module.kind == entry.module.kind:
+            ref = references.get((name, module.layout.rows, module.layout.columns))
+            found[name] = _layer(base, ref) if base and isinstance(ref, WeightRef) else None
     return found
 
 
@@ -164,7 +183,7 @@ def _load(unit: Unit, index: int, result: UnitResult) -> _Loaded | None:
         kind = KINDS[module.kind]
         values = {role: t.item() for role, t in tensors[name].items() if role in kind.scalars and t.numel() == 1}
         scales[name] = kind.scale(values, config, name, module.layout.rank)
-        if config.initialisation:
+        if config.initialisation and not kind.corrected:
             notices.initialisations[config.initialisation] = None
         if scales[name] is None and kind.scaled:
             notices.scale_unknown[name] = None
@@ -180,7 +199,12 @@ def _groups(name: str, loaded: list[_Loaded]) -> Iterator[list[_Entry]]:
 
 
 def _measure_group(
-    unit: Unit, group: list[_Entry], base: BaseModel | None, ref: WeightRef | None, result: UnitResult
+    unit: Unit,
+    group: list[_Entry],
+    base: BaseModel | None,
+    ref: WeightRef | None,
+    layers: Callable[[], dict[str, Layer | None]],
+    result: UnitResult,
 ) -> None:
     lead = int(unit.lead and group[0].loaded.index == 0)
     if len(group) == lead:
@@ -196,6 +220,8 @@ def _measure_group(
         scale=torch.tensor([1.0 if value is None else value for value in scales], dtype=torch.float64),
         lead=lead,
         config=group[0].loaded.settings.of(first.name),
+        layers=layers,
+        bias=lambda: None if base is None or ref is None else base.bias(ref),
     )
     weight = None if base is None or ref is None else _weight(base, ref)
     moments = kind.change(stack).moments(weight, torch.device(unit.device), unit.spectra)
@@ -233,6 +259,11 @@ def _weight(base: BaseModel, ref: WeightRef) -> Weight:
     """One value for each weight, so that what is remembered of it serves the next unit too."""
     rows, columns = base.shape(ref)
     return Weight(rows, columns, lambda start, stop: base.rows(ref, start, stop))
+
+
+@lru_cache(maxsize=4096)
+def _layer(base: BaseModel, ref: WeightRef) -> Layer:
+    return Layer(base.stored_shape(ref), ref.transposed and not ref.embedding, ref.embedding)
 
 
 @lru_cache(maxsize=1)

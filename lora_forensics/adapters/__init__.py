@@ -11,8 +11,12 @@ from dataclasses import dataclass
 
 from lora_forensics.adapters import naming
 from lora_forensics.adapters.config import AdapterConfig, Settings, read_settings
-from lora_forensics.adapters.interface import AdapterKind, KindDoc, Layout, Stack
+from lora_forensics.adapters.interface import AdapterKind, KindDoc, Layer, Layout, Stack
+from lora_forensics.adapters.initial import SvdLoRA
 from lora_forensics.adapters.lora import LoRA
+from lora_forensics.adapters.peft_types import WEIGHTLESS, through_peft
+from lora_forensics.adapters.tinylora import TinyLoRA
+from lora_forensics.errors import CheckpointError
 from lora_forensics.records import Unresolved
 from lora_forensics.tensors import TensorInfo
 
@@ -23,6 +27,7 @@ __all__ = [
     "AdapterLayout",
     "AdapterModule",
     "KindDoc",
+    "Layer",
     "Layout",
     "Settings",
     "Stack",
@@ -31,7 +36,8 @@ __all__ = [
     "read_settings",
 ]
 
-_ALL: tuple[AdapterKind, ...] = (LoRA(),)
+_OWN: tuple[AdapterKind, ...] = (SvdLoRA(), LoRA(), TinyLoRA())
+_ALL = (*_OWN, *through_peft(frozenset().union(*(kind.peft_types for kind in _OWN))))
 KINDS: dict[str, AdapterKind] = {kind.name: kind for kind in _ALL}
 """Every kind by name; the order is the precedence."""
 
@@ -77,11 +83,21 @@ def looks_like_adapter(names: Mapping[str, object]) -> bool:
 
 
 def read_layout(infos: Mapping[str, TensorInfo], settings: Settings | None = None) -> AdapterLayout:
-    """Group the tensors of one checkpoint into modules; the settings, where known, tell kinds apart."""
+    """Group the tensors of one checkpoint into modules; the settings, where known, tell kinds apart.
+
+    Raises:
+        CheckpointError: the settings name a type that is no change of weights.
+    """
     settings = settings or Settings()
+    for config in settings.by_prefix.values():
+        if config.peft_type.lower() in WEIGHTLESS:
+            raise CheckpointError(f"is a {config.peft_type} adapter: {WEIGHTLESS[config.peft_type.lower()]}")
     telling = looks_like_adapter(infos) or any(config.peft_type for config in settings.by_prefix.values())
     kinds = [kind for kind in KINDS.values() if telling or not kind.companion]
-    shared = {name: (kind, role) for name in infos for kind in kinds if (role := _shared_role(kind, name))}
+    shared: dict[str, dict[str, str]] = {}  # a tensor's name to its role by the kinds that want it
+    for name in infos:
+        if roles := {kind.name: role for kind in kinds if (role := _shared_role(kind, name))}:
+            shared[name] = roles
     grouped, foreign = _group([name for name in infos if name not in shared], kinds)
     modules: dict[str, AdapterModule] = {}
     unread: dict[str, Unresolved] = {}
@@ -93,6 +109,10 @@ def read_layout(infos: Mapping[str, TensorInfo], settings: Settings | None = Non
             unread[module] = found
         else:
             foreign.extend(names)
+    owners = {module.kind for module in modules.values()}
+    for name, roles in shared.items():
+        if not owners & roles.keys() and not unread:
+            unread[name] = Unresolved("is shared by all modules of the adapter, and no tensor tells which they are")
     return AdapterLayout(modules, unread, tuple(foreign))
 
 
@@ -114,7 +134,7 @@ def _recognise(
     infos: Mapping[str, TensorInfo],
     config: AdapterConfig,
     kinds: Sequence[AdapterKind],
-    shared: Mapping[str, tuple[AdapterKind, str]],
+    shared: Mapping[str, Mapping[str, str]],
 ) -> AdapterModule | Unresolved | None:
     """The module, why it cannot be read, or None if it is a plain weight that no kind wants."""
     why: Unresolved | None = None
@@ -122,7 +142,7 @@ def _recognise(
         keys = _roles(kind, module, names)
         if keys is None:
             continue
-        keys.update({role: name for name, (owner, role) in shared.items() if owner is kind})
+        keys.update({roles[kind.name]: name for name, roles in shared.items() if kind.name in roles})
         layout = kind.layout({role: infos[name].shape for role, name in keys.items()}, config, module)
         if isinstance(layout, Layout):
             place = naming.component(module), naming.block(module), naming.role(module)
@@ -149,4 +169,7 @@ def _roles(kind: AdapterKind, module: str, names: Iterable[str]) -> dict[str, st
 
 
 def _shared_role(kind: AdapterKind, name: str) -> str | None:
-    return next((role for role, pattern in kind.shared.items() if re.fullmatch(pattern, name)), None)
+    for role, pattern in kind.shared.items():
+        if found := re.fullmatch(pattern, name):
+            return found.groupdict().get("role") or role
+    return None

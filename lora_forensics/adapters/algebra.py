@@ -1,4 +1,4 @@
-"""Changes of a weight W (rows x columns) in closed form, for kinds without a file format of their own as for those with.
+"""Changes of a weight W (rows x columns) in closed form, whether or not a kind has a file format.
 
 Scaling features is scaling W: output features (SSF, Lian et al. 2022) its rows, input features (SAN, the scaling that a
 layer before can take over) its columns. Methods on the singular vectors, W = U diag(s) V^T, change what stands between
@@ -34,6 +34,6 @@ def between_singular_vectors(left: torch.Tensor, core: torch.Tensor, right: torc
 def sparse_core(
     size: int, rows: torch.Tensor, columns: torch.Tensor, values: torch.Tensor, gate: torch.Tensor
 ) -> torch.Tensor:
-    """SVFT's trained matrix (size x size): `values` at (rows, columns), added where places repeat, times sigmoid(gate)."""
+    """SVFT's trained matrix (size x size): `values` at (rows, columns), summed where places repeat, by sigmoid(gate)."""
     core = values.new_zeros(size, size)
     return core.index_put((rows, columns), values * gate.sigmoid(), accumulate=True)

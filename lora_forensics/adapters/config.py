@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ class AdapterConfig:
     """`init_lora_weights` where it is no plain one: pissa, olora, ..."""
     values: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """All of it as it was read: what only one kind asks for."""
+    folder: Path | None = None
+    """Where it lies, if beside the checkpoint."""
 
     @property
     def peft_type(self) -> str:
@@ -85,7 +87,7 @@ def read_settings(config: Path | None, metadata: Mapping[str, str]) -> Settings:
         beside = read_object(config)
         if beside is None:
             raise CheckpointError(f"{config}: is no JSON object", "copy it from another checkpoint of the run")
-        return Settings({"": _parse(beside)})
+        return Settings({"": replace(_parse(beside), folder=config.parent)})
     grouped: dict[str, dict[str, Any]] = {}
     for key, value in (parse_object(metadata.get("lora_adapter_metadata", "")) or {}).items():
         prefix, _, name = str(key).partition(".")

@@ -1,31 +1,43 @@
-"""Adapters that start at a part of the weight: LoRA files whose B @ A is not the change of the stock base.
+"""LoRA that starts at a part of the weight: B @ A is not the change of the stock base.
 
-peft takes the first adapter out of the weight before it trains, so the change is `s B A - s B0 A0`. Two methods make
-B0 A0 from the weight alone, so it is made again: PiSSA (Meng et al. 2024) from its leading singular vectors, OLoRA
-(Büyükakyüz 2024) from the leading columns of its QR decomposition. Others drew, looked at data or quantised
-on the way: their first adapter has to be at hand. An adapter that peft converted while saving holds the difference,
-says `init_lora_weights: true`, and is plain LoRA.
+PEFT takes the first adapter out of the weight before it trains, so the change is `s B A - s B0 A0`. Where the adapter
+was saved before the first step, in a folder beside the checkpoints, that is B0 A0. Two methods make it from the weight
+alone, and it is made again: PiSSA (Meng et al. 2024) from the leading singular vectors, OLoRA (Büyükakyüz 2024) from
+the leading columns of a QR decomposition. An adapter that PEFT converted while saving holds the difference already,
+says `init_lora_weights: true` and is plain LoRA.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from lora_forensics.adapters.config import AdapterConfig
+from lora_forensics.adapters.interface import KindDoc, Layout, Shapes, Stack
+from lora_forensics.adapters.lora import LoRA
+from lora_forensics.errors import LoraForensicsError
+from lora_forensics.tensors import Tensors, open_tensors
 
 if TYPE_CHECKING:
     import torch
 
+    from lora_forensics.moments import Change, Weight
+
+    Factors = tuple[torch.Tensor, torch.Tensor]
+
+_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 _DENSE = 1024
 """Sides up to which all eigenvectors are as fast as the leading ones alone."""
 
 
-def principal(weight: torch.Tensor, rank: int, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+def principal(weight: torch.Tensor, rank: int, scale: float) -> Factors:
     """PiSSA's first factors, up (rows x rank) and down (rank x columns): up @ down is the best rank-r part of W.
 
-    They hold the scale already, whatever it is. In float64; what peft trained on was rounded as its own SVD, which for
+    They hold the scale already, whatever it is. In float64; what PEFT trained on was rounded as its own SVD, which for
     a weight without gaps in its spectrum moves that part by some 1e-5 of its norm.
     """
-    del scale  # peft divides by it, and multiplies by it in every forward pass
+    del scale  # PEFT divides by it, and multiplies by it in every forward pass
     import numpy as np
     import torch
     from scipy.linalg import eigh
@@ -42,7 +54,7 @@ def principal(weight: torch.Tensor, rank: int, scale: float) -> tuple[torch.Tens
     return (basis, basis.mT @ wide) if wide.shape == weight.shape else ((basis.mT @ wide).mT, basis.mT)
 
 
-def leading(weight: torch.Tensor, rank: int, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+def leading(weight: torch.Tensor, rank: int, scale: float) -> Factors:
     """OLoRA's first factors, times the scale: Q_r and R_r of W = Q R, where only r columns of W determine Q_r."""
     import torch
 
@@ -51,35 +63,106 @@ def leading(weight: torch.Tensor, rank: int, scale: float) -> tuple[torch.Tensor
     return scale * basis, basis.mT @ wide
 
 
-MADE_FROM_WEIGHT: dict[str, Callable[[torch.Tensor, int, float], tuple[torch.Tensor, torch.Tensor]]] = {
-    "olora": leading,
-    "pissa": principal,
-}
-"""`init_lora_weights` to its first factors, up and down, from the weight as out x in."""
+MADE_FROM_WEIGHT = {"olora": leading, "pissa": principal}
+"""`init_lora_weights` whose first factors follow from the weight (rows x columns), the rank and the scale."""
 
-_NOT_REPRODUCIBLE = ("corda", "lora_ga", "loftq", "pissa_niter")
-"""Begin of `init_lora_weights` where the weight was changed by a first adapter that nothing in the file tells."""
+_TAKEN_OUT = (*MADE_FROM_WEIGHT, "corda", "loftq", "lora_ga")
+"""How `init_lora_weights` begins where the first adapter is no zero and was taken out of the weight."""
 
 
-def needs_first_adapter(initialisation: str) -> bool:
-    """Whether the change can only be known from the adapter as it was before the first step."""
-    return initialisation.lower().startswith(_NOT_REPRODUCIBLE)
+class SvdLoRA(LoRA):
+    """LoRA less the adapter that it started from."""
+
+    name = "svd-lora"
+    about = KindDoc(
+        "PiSSA, OLoRA; CorDA, LoRA-GA, LoftQ where the first adapter was saved",
+        "s B A - s B0 A0",
+        "Meng et al. 2024, Büyükakyüz 2024; PEFT",
+    )
+    corrected = True
+
+    def layout(self, shapes: Shapes, config: AdapterConfig, module: str) -> Layout | None:
+        """Pairs of matrices whose first adapter is known; PEFT starts no other layers from their weight."""
+        if shapes.keys() - self.aside != {"down", "up"} or len(shapes["down"]) != 2:
+            return None
+        if config.initialisation not in MADE_FROM_WEIGHT and _saved(config) is None:
+            return None
+        return super().layout(shapes, config, module)
+
+    def change(self, stack: Stack) -> Change:  # type: ignore[override] # of another form than LoRA's
+        """Of twice the rank: the first adapter's factors stand beside the trained ones."""
+        import torch
+
+        from lora_forensics.moments import LowRankChange, WeightedLowRankChange, widened
+
+        down, up = stack.tensors["down"], stack.tensors["up"]
+        rank, scale, one = down.shape[1], float(stack.scale[0]), torch.ones_like(stack.scale)
+
+        def less(first_up: torch.Tensor, first_down: torch.Tensor) -> Factors:
+            """A (count, 2 rank, columns) and B (count, rows, 2 rank), scale included."""
+            trained = stack.scale[:, None, None] * widened(up).double()
+            first_up, first_down = (factor.cpu().expand(len(up), *factor.shape) for factor in (first_up, first_down))
+            return torch.cat([widened(down).double(), first_down], dim=1), torch.cat([trained, -first_up], dim=2)
+
+        def build(weight: Weight, device: torch.device) -> Factors:
+            make = MADE_FROM_WEIGHT[stack.config.initialisation]
+            name = f"{stack.config.initialisation} {rank} {scale}"
+            first_up, first_down = weight.remember(name, lambda: make(weight.matrix(device), rank, scale))
+            return less(first_up, first_down)
+
+        saved = _saved(stack.config)
+        if saved is None:
+            return WeightedLowRankChange(build, (down, up), one, stack.lead)
+        names = {role: name for name in saved.infos if (role := self._role(name, stack.module))}
+        first = {role: widened(saved.read(name)).double() for role, name in names.items()}
+        return LowRankChange(*less(scale * first["up"], first["down"]), one, stack.lead, stored=(down, up))
+
+    def _role(self, name: str, module: str) -> str | None:
+        found = self.keys.fullmatch(name)
+        return found.lastgroup if found and found.group("module") == module else None
 
 
-def difference(
-    up: torch.Tensor, down: torch.Tensor, scale: torch.Tensor, first: tuple[torch.Tensor, torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Factors of `scale * up @ down - first_up @ first_down` for many checkpoints: twice the rank, the scale in them.
+def _saved(config: AdapterConfig) -> Tensors | None:
+    """The adapter before the first step, if one was taken out of the weight and is at hand.
 
-    Args:
-        up: (count, rows, rank).
-        down: (count, rank, columns).
-        scale: (count,).
-        first: up (rows, rank) and down (rank, columns), scale included.
+    PEFT has it saved with `init_lora_weights` set to true, and what is saved after says the same: then the folder's
+    name tells (`pissa_init`).
     """
-    import torch
+    found = first_adapter(config.folder) if config.folder else None
+    if found is None:
+        return None
+    return found[1] if (config.initialisation or found[0].lower()).startswith(_TAKEN_OUT) else None
 
-    count = len(up)
-    first_up, first_down = (factor.to(up.device).expand(count, *factor.shape) for factor in first)
-    ups = torch.cat([scale[:, None, None].to(up.device) * up.double(), -first_up], dim=2)
-    return ups, torch.cat([down.double(), first_down], dim=1)
+
+@lru_cache(maxsize=64)
+def first_adapter(folder: Path) -> tuple[str, Tensors] | None:
+    """The adapter in a folder named `*init*`, or `checkpoint-0`, near a checkpoint's: its name and its tensors.
+
+    In the checkpoint's folder, the one that holds it, or the next: the first with the same tensors, nearest first.
+    """
+    nearby = [near for level in (folder, *folder.parents[:2]) for near in _starts(level) if near != folder]
+    own = _open(folder) if nearby else None
+    for near in nearby:
+        tensors = _open(near)
+        if own and tensors and _shapes(own) == _shapes(tensors):
+            return near.name, tensors
+    return None
+
+
+@lru_cache(maxsize=64)
+def _starts(folder: Path) -> tuple[Path, ...]:
+    return tuple(sorted((*folder.glob("*init*"), *folder.glob("checkpoint-0"))))
+
+
+def _shapes(tensors: Tensors) -> dict[str, tuple[int, ...]]:
+    return {name: info.shape for name, info in tensors.infos.items()}
+
+
+def _open(folder: Path) -> Tensors | None:
+    for name in _FILES:
+        if (folder / name).is_file():
+            try:
+                return open_tensors(folder / name)
+            except LoraForensicsError:
+                return None
+    return None

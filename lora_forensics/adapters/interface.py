@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     import torch
 
     from lora_forensics.moments import Change
+
+PEFT_PREFIX = "base_model.model."
+"""What peft writes before the path of a module."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Role of a tensor in its module to its shape."""
@@ -42,6 +45,17 @@ class Layout:
 
 
 @dataclass(frozen=True, slots=True)
+class Layer:
+    """A layer below a module, as the base stores its weight."""
+
+    shape: tuple[int, ...]
+    """One number for a norm, two for a linear layer or an embedding, three to five for a convolution."""
+    transposed: bool = False
+    """Stored in x out (transformers' Conv1D)."""
+    embedding: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Stack:
     """One module at many checkpoints, of which a kind makes a `Change`."""
 
@@ -54,6 +68,10 @@ class Stack:
     lead: int
     """How many of the first checkpoints only serve as predecessors (0 or 1)."""
     config: AdapterConfig
+    layers: Callable[[], Mapping[str, Layer | None]] = dict
+    """All modules of this kind in the checkpoint, and what lies below each; None where nothing was found."""
+    bias: Callable[[], torch.Tensor | None] = lambda: None
+    """The bias beside the weight, where the base has one."""
 
 
 class AdapterKind(ABC):
@@ -74,6 +92,8 @@ class AdapterKind(ABC):
     """Whether a multiplier (alpha / rank) stands before the change."""
     peft_types: ClassVar[frozenset[str]] = frozenset()
     """`peft_type` in the configuration that is this kind: then its tensors are read as nothing else."""
+    corrected: ClassVar[bool] = False
+    """Whether the change is that of the stock weight though training started from another."""
     companion: ClassVar[bool] = False
     """Only beside other adapters, or where a configuration names its type: looks like any model's weight."""
 

@@ -12,26 +12,14 @@ import copy
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from lora_forensics.errors import CheckpointError, LoraForensicsError
+import torch
+from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
-
-PREFIX = "base_model.model."
-"""What peft writes before the path of a module."""
-
-_NO_WEIGHT = "changes no weight: it learns what goes into the model beside the input"
-_NOT_MERGED = {
-    "LILY": "is routed by the input",
-    "POLY": "mixes its factors by the task",
-    "SHADOW": "is a second path beside the layers, driven by the input",
-    "XLORA": "mixes other adapters by the input",
-}
-"""Types with no one change of the weight, and why."""
+from lora_forensics.adapters.interface import PEFT_PREFIX, Layer, Stack
+from lora_forensics.errors import CheckpointError
+from lora_forensics.moments import DenseChange
 
 _ELSEWHERE: Mapping[str, Any] = {
     "auto_mapping": None,
@@ -50,20 +38,51 @@ _ELSEWHERE: Mapping[str, Any] = {
 }
 """Settings that say where an adapter goes, or fetch, or train more beside it: the layers are given here."""
 
-_UNFIT = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError)
+_SHARED = PEFT_PREFIX.partition("model.")[0]
+"""Before the names of tensors that all modules share: `base_model.`, but not `PEFT_PREFIX`."""
+
+_UNFIT = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 """What peft and torch raise over a configuration, a state or a layer that they cannot use."""
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """A layer that the adapter changes, as the base stores its weight."""
+class PeftChange(DenseChange):
+    """A module's change at many checkpoints."""
 
-    shape: tuple[int, ...]
-    """One number for a norm, two for a linear layer or an embedding, three to five for a convolution."""
-    transposed: bool = False
-    """Stored in x out (transformers' Conv1D)."""
-    embedding: bool = False
-    bias: bool = False
+    def __init__(self, stack: Stack) -> None:
+        """Roles are the tensors' names, those of the module without its own before them."""
+        super().__init__(tuple(stack.tensors.values()), stack.lead)
+        self._stack = stack
+        self._layers = stack.layers()
+        self._merger: Merger | None = None
+
+    def delta(self, index: int, weight: Tensor | None, device: torch.device) -> Tensor:
+        """Merged less base at one checkpoint."""
+        if weight is None:
+            raise TypeError("a weight is needed")
+        module = self._stack.module
+        layer = self._layers[module]
+        if layer is None:
+            raise CheckpointError(f"{module}: has no weight in the base model")
+        if self._merger is None:
+            layers = {name.removeprefix(PEFT_PREFIX): below for name, below in self._layers.items()}
+            stored = (weight.mT if layer.transposed else weight).reshape(layer.shape).cpu()
+            path = module.removeprefix(PEFT_PREFIX)
+            self._merger = Merger(self._stack.config.values, layers, path, stored, self._stack.bias())
+        tensors = {
+            role if role.startswith(_SHARED) else f"{module}.{role}": stacked[index]
+            for role, stacked in self._stack.tensors.items()
+        }
+        change = self._merger.change(tensors)[0]
+        return (change.mT if layer.transposed else change).reshape(weight.shape).to(device)
 
 
 class Merger:
@@ -72,103 +91,102 @@ class Merger:
     def __init__(
         self,
         config: Mapping[str, Any],
-        layers: Mapping[str, Layer],
+        layers: Mapping[str, Layer | None],
         path: str,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None = None,
-        *,
-        ordered: bool = False,
+        weight: Tensor,
+        bias: Tensor | None = None,
     ) -> None:
         """Build the layers once, for all checkpoints.
 
         Args:
             config: adapter_config.json.
-            layers: every layer that the adapter changes, by its path (a module's name less `PREFIX`).
+            layers: all that the adapter changes, by path (a module's name less `PEFT_PREFIX`); None if unknown.
             path: the one to look at.
             weight: its weight, as the base stores it.
             bias: its bias; some kinds decompose both together.
-            ordered: `layers` has the order in which the model holds them. Otherwise `change` refuses what depends on it.
 
         Raises:
-            CheckpointError: peft builds no such adapter on these layers.
-            LoraForensicsError: peft is not installed.
+            CheckpointError: peft builds no such adapter on these layers, or is not installed.
         """
         tuner = _mapping().PEFT_TYPE_TO_TUNER_MAPPING[config["peft_type"]]
         prepares = tuner.uses_shared_state or "_pre_injection_hook" in vars(tuner)
-        one = {path: layers[path]}
         self._path = path
-        self._by_name = False
         self._weight, self._bias = weight.float(), None if bias is None else bias.float()
+        known = {name: layer for name, layer in layers.items() if layer is not None}
+        if prepares and len(known) < len(layers):
+            raise CheckpointError(f"{path}: shares tensors with modules that have no weight in the base model")
+        one = {path: known[path]}
+        self._alone = False
         with _as_ours(path):
             try:
-                self._models = [self._build(config, layers if prepares else one)]
-                if prepares and not ordered:
-                    self._models.append(self._build(config, dict(reversed(layers.items()))))
+                self._models = [self._build(config, known if prepares else one)]
+                if prepares:
+                    # no file tells the order of the layers in the model: what depends on it shows here
+                    self._models.append(self._build(config, dict(reversed(known.items()))))
             except _UNFIT:
                 if not prepares:
                     raise
                 # decomposes the weight of every layer: possible with this one if what they share is in the checkpoint
-                self._by_name = True
+                self._alone = True
                 self._models = [self._build(config, one)]
 
-    def change(self, tensors: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def change(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Merged less base: the weight's change as the base stores it, and the bias' where it has one. float64.
 
         Args:
-            tensors: one checkpoint's tensors of the module and those that all modules share, by their names in the file.
+            tensors: of one checkpoint, the module's and those that all modules share, by their names in the file.
 
         Raises:
             CheckpointError: they are not what this configuration makes, or do not determine the change.
         """
         with _as_ours(self._path):
             first, *others = [self._merged(model, tensors) for model in self._models]
-        for other in others:
-            if not first[0].equal(other[0]):
-                raise CheckpointError(
-                    f"{self._path}: its tensors depend on the order of the model's layers, which no file here tells",
-                    "save the adapter with its indices or projections",
-                )
+        if any(not first[0].equal(other[0]) for other in others):
+            raise CheckpointError(
+                f"{self._path}: what it does depends on the order of the model's layers, which no file here tells",
+                "save the adapter with its indices or projections",
+            )
+        if first[0].any():
+            self._models = self._models[:1]
         return first
 
     def _build(self, config: Mapping[str, Any], layers: Mapping[str, Layer]) -> Any:
-        import torch
         from peft import get_peft_model
 
-        root = torch.nn.Module()
+        root = nn.Module()
         for path, layer in layers.items():
             parent = root
             *names, last = path.split(".")
             for name in names:
                 if name not in dict(parent.named_children()):
-                    parent.add_module(name, torch.nn.Module())
+                    parent.add_module(name, nn.Module())
                 parent = parent.get_submodule(name)
             with torch.device("meta"):
-                parent.add_module(last, _module(layer))
+                parent.add_module(last, _module(layer, bias=path == self._path and self._bias is not None))
         for name, parameter in list(root.named_parameters()):
             path, _, role = name.rpartition(".")
             empty = torch.tensor(torch.nan).expand(parameter.shape)
-            given = {"weight": self._weight, "bias": self._bias}[role] if path == self._path else None
+            given = {"weight": self._weight, "bias": self._bias}.get(role) if path == self._path else None
             owner = root.get_submodule(path)
-            setattr(owner, role, torch.nn.Parameter(empty if given is None else given.clone(), requires_grad=False))
+            setattr(owner, role, nn.Parameter(empty if given is None else given.clone(), requires_grad=False))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return get_peft_model(root, _configuration(config, layers))
 
-    def _merged(self, model: Any, tensors: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        import torch
+    def _merged(self, model: Any, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
         names = get_peft_model_state_dict(model).keys()
-        own = {name for name in names if name.startswith(f"{PREFIX}{self._path}.")}
-        shared = {name for name in names if not name.startswith(PREFIX)}
+        own = {name for name in names if name.startswith(f"{PEFT_PREFIX}{self._path}.")}
+        shared = {name for name in names if not name.startswith(PEFT_PREFIX)}
         if missing := sorted((own | shared) - tensors.keys()):
-            raise CheckpointError(f"{self._path}: {', '.join(missing)} is not in the checkpoint", "")
+            raise CheckpointError(f"{self._path}: {', '.join(missing)} is not in the checkpoint")
         state = {name: tensors[name] for name in own | shared}
         set_peft_model_state_dict(model, state)
         tuner = model.base_model
         parent, _, last = self._path.rpartition(".")
         layer = tuner.model.get_submodule(self._path)
-        if self._by_name:
+        if self._alone:
             if not shared or not all(last in name for name in shared):
                 raise CheckpointError(
                     f"{self._path}: it needs the weights of all layers at once",
@@ -186,82 +204,40 @@ class Merger:
         base = layer.get_base_layer()
         change = base.weight.detach() - self._weight.double()
         if not change.isfinite().all() and all(t.isfinite().all() for t in (self._weight, *state.values())):
-            raise CheckpointError(f"{self._path}: its change rests on the weights of other layers", "")
+            raise CheckpointError(f"{self._path}: its change rests on the weights of other layers")
         return change, None if self._bias is None else base.bias.detach() - self._bias.double()
-
-
-def not_a_weight(peft_type: str) -> str | None:
-    """Why an adapter of this type is no change of weights; None where peft can merge it.
-
-    Raises:
-        LoraForensicsError: peft is not installed.
-    """
-    mapping = _mapping()
-    if peft_type not in mapping.PEFT_TYPE_TO_TUNER_MAPPING:
-        return f"{peft_type} is no adapter type of this version of peft"
-    if peft_type in _NOT_MERGED:
-        return f"{peft_type} {_NOT_MERGED[peft_type]}: there is no one change of the weight"
-    layers = getattr(mapping.PEFT_TYPE_TO_TUNER_MAPPING[peft_type], "tuner_layer_cls", None)
-    return None if isinstance(layers, type) else f"{peft_type} {_NO_WEIGHT}"
-
-
-def split(names: Iterable[str], peft_type: str) -> tuple[dict[str, list[str]], list[str]]:
-    """Tensor names of an adapter by the path of their module, and the names that its modules share.
-
-    A path is what lies between `PREFIX` and peft's prefix of the type's tensors; other names are left out.
-    """
-    prefix = _mapping().PEFT_TYPE_TO_PREFIX_MAPPING[peft_type]
-    begin = "." + (prefix if prefix == peft_type.lower() + "_" else prefix.partition("_")[0] + "_")
-    modules: dict[str, list[str]] = {}
-    shared = []
-    for name in names:
-        path, found, _ = name.rpartition(begin)
-        if found and path.startswith(PREFIX):
-            modules.setdefault(path.removeprefix(PREFIX), []).append(name)
-        elif found and path == PREFIX.partition(".")[0]:
-            shared.append(name)
-    return modules, shared
 
 
 def _mapping() -> Any:
     try:
         from peft import mapping
     except ImportError as error:
-        raise LoraForensicsError(
-            "this kind of adapter is read through peft, which is not installed", "pip install lora-forensics[peft]"
-        ) from error
+        message = "this kind of adapter is read through peft, which is not installed: pip install lora-forensics[peft]"
+        raise CheckpointError(message) from error
     return mapping
 
 
 def _configuration(config: Mapping[str, Any], layers: Iterable[str]) -> Any:
     kind = _mapping().PEFT_TYPE_TO_CONFIG_MAPPING[config["peft_type"]]
-    paths = list(layers)
-    here: dict[str, Any] = {**_ELSEWHERE, "target_modules": paths}
-    if config.get("feedforward_modules"):
-        from peft.tuners.ia3 import IA3Model
-
-        old = kind(target_modules=config["target_modules"], feedforward_modules=config["feedforward_modules"])
-        here["feedforward_modules"] = [path for path in paths if IA3Model._check_target_module_feedforward(old, path)]
-    settings = {**config, **here}
-    return kind(**{name: settings[name] for name in kind.__dataclass_fields__ if name in settings and name != "peft_type"})
+    settings = {**config, **_ELSEWHERE, "target_modules": list(layers)}
+    return kind(
+        **{name: settings[name] for name in kind.__dataclass_fields__ if name in settings and name != "peft_type"}
+    )
 
 
-def _module(layer: Layer) -> nn.Module:
-    from torch import nn
-
+def _module(layer: Layer, *, bias: bool) -> nn.Module:
     if layer.embedding:
-        return nn.Embedding(*layer.shape)
+        return nn.Embedding(layer.shape[0], layer.shape[1])
     if layer.transposed:
         from transformers.pytorch_utils import Conv1D
 
-        return Conv1D(layer.shape[1], layer.shape[0])
-    if len(layer.shape) == 1:
-        return nn.LayerNorm(layer.shape[0], bias=layer.bias)
+        conv1d: Any = Conv1D
+        return conv1d(layer.shape[1], layer.shape[0])  # type: ignore[no-any-return]
     rows, columns, *kernel = layer.shape
     if not kernel:
-        return nn.Linear(columns, rows, bias=layer.bias)
+        return nn.Linear(columns, rows, bias=bias)
     convolution: Any = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(kernel) - 1]
-    return convolution(columns, rows, tuple(kernel), bias=layer.bias)  # type: ignore[no-any-return]
+    return convolution(columns, rows, tuple(kernel), bias=bias)  # type: ignore[no-any-return]
 
 
 @contextmanager

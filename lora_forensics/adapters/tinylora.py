@@ -6,11 +6,56 @@ matrices do: those of layer i are drawn from the seed plus i.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+from lora_forensics.adapters.config import AdapterConfig
+from lora_forensics.adapters.interface import AdapterKind, KindDoc, Layout, Shapes, Stack
+from lora_forensics.errors import CheckpointError
+from lora_forensics.records import Unresolved
 
 if TYPE_CHECKING:
     import torch
+
+    from lora_forensics.moments import LowRankChange
+
+
+class TinyLoRA(AdapterKind):
+    """Frozen singular factors with a few trained numbers between."""
+
+    name = "tinylora"
+    about = KindDoc("TinyLoRA", "B (sum_i v_i P_i) A", "arXiv 2602.04118; PEFT")
+    suffixes: ClassVar[Mapping[str, str]] = {role: rf"\.tinylora_{role}" for role in "ABP"}
+    shared: ClassVar[Mapping[str, str]] = {"v": r"base_model\.tinylora_v\.(?P<role>\d+)"}
+    peft_types = frozenset({"TINYLORA"})
+
+    def layout(self, shapes: Shapes, config: AdapterConfig, module: str) -> Layout | Unresolved | None:  # noqa: ARG002
+        """Singular factors of one rank, with the random matrices that tell the layer's number."""
+        if not {"A", "B"} <= shapes.keys() or not len(shapes["A"]) == len(shapes["B"]) == 2:
+            return None
+        if "P" not in shapes:
+            return Unresolved(
+                "which vector it uses depends on the order of the model's layers: save_projection tells it"
+            )
+        if "projection_seed" not in config.values:
+            return Unresolved("tinylora is read with the settings in adapter_config.json, which is missing")
+        return Layout(rank=shapes["A"][0], rows=shapes["B"][0], columns=shapes["A"][1])
+
+    def change(self, stack: Stack) -> LowRankChange:
+        """The core goes to the side of A."""
+        from lora_forensics.moments import LowRankChange
+
+        values, tensors = stack.config.values, stack.tensors
+        layers = len(stack.layers())
+        number = layer_number(tensors["P"][0], int(values["projection_seed"]), layers)
+        vector = str(None if number is None else group(number, layers, float(values.get("weight_tying", 0.0))))
+        if vector not in tensors:
+            raise CheckpointError(
+                f"{stack.module}: its random matrices are not those of the seed in adapter_config.json"
+            )
+        down = core(tensors["P"], tensors[vector]) @ tensors["A"].double()
+        stored = tensors["A"], tensors["B"], tensors["P"], tensors[vector]
+        return LowRankChange(down, tensors["B"].double(), stack.scale, stack.lead, stored=stored)
 
 
 def layer_number(projection: torch.Tensor, seed: int, layers: int) -> int | None:
@@ -31,23 +76,8 @@ def group(number: int, layers: int, tying: float) -> int:
     return min(number // max(1, layers // groups), groups - 1)
 
 
-def change(
-    tensors: Mapping[str, torch.Tensor], vectors: Sequence[torch.Tensor], seed: int, layers: int, tying: float
-) -> torch.Tensor | None:
-    """Change of a weight (rows x columns), float64; None if the random matrices are not those of the seed.
-
-    Args:
-        tensors: `A` (rank, columns), `B` (rows, rank) and `P` (u, rank, rank) of one module.
-        vectors: all of the adapter's vectors (u,), by their number.
-        seed: `projection_seed` of adapter_config.json.
-        layers: how many modules the adapter has.
-        tying: `weight_tying` of adapter_config.json.
-    """
+def core(projections: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+    """sum_i v_i P_i (count, rank, rank) in float64, for P (count, u, rank, rank) and v (count, u)."""
     import torch
 
-    number = layer_number(tensors["P"], seed, layers)
-    if number is None:
-        return None
-    vector = vectors[group(number, layers, tying)]
-    core = torch.einsum("i,ijk->jk", vector.double(), tensors["P"].double())
-    return tensors["B"].double() @ core @ tensors["A"].double()
+    return torch.einsum("ci,cijk->cjk", vectors.double(), projections.double())

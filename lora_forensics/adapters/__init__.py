@@ -15,6 +15,8 @@ from lora_forensics.adapters.interface import AdapterKind, KindDoc, Layer, Layou
 from lora_forensics.adapters.initial import SvdLoRA
 from lora_forensics.adapters.lora import LoRA
 from lora_forensics.adapters.peft_types import WEIGHTLESS, through_peft
+from lora_forensics.adapters.ssf import SSF
+from lora_forensics.adapters.svft import SVFT
 from lora_forensics.adapters.tinylora import TinyLoRA
 from lora_forensics.errors import CheckpointError
 from lora_forensics.records import Unresolved
@@ -36,7 +38,7 @@ __all__ = [
     "read_settings",
 ]
 
-_OWN: tuple[AdapterKind, ...] = (SvdLoRA(), LoRA(), TinyLoRA())
+_OWN: tuple[AdapterKind, ...] = (SvdLoRA(), LoRA(), TinyLoRA(), SVFT(), SSF())
 _ALL = (*_OWN, *through_peft(frozenset().union(*(kind.peft_types for kind in _OWN))))
 KINDS: dict[str, AdapterKind] = {kind.name: kind for kind in _ALL}
 """Every kind by name; the order is the precedence."""
@@ -120,11 +122,13 @@ def _group(names: Iterable[str], kinds: Sequence[AdapterKind]) -> tuple[dict[str
     grouped: dict[str, list[str]] = {}
     foreign = []
     for name in names:
-        found = next((m for kind in kinds if (m := kind.keys.fullmatch(name))), None) or _TELLTALE.match(name)
-        if found:
-            grouped.setdefault(found.group("module"), []).append(name)
-        else:
+        module = next((kind.module(found) for kind in kinds if (found := kind.keys.fullmatch(name))), None)
+        if module is None and (found := _TELLTALE.match(name)):
+            module = found["module"]
+        if module is None:
             foreign.append(name)
+        else:
+            grouped.setdefault(module, []).append(name)
     return grouped, foreign
 
 
@@ -159,7 +163,7 @@ def _roles(kind: AdapterKind, module: str, names: Iterable[str]) -> dict[str, st
     keys: dict[str, str] = {}
     for name in names:
         found = kind.keys.fullmatch(name)
-        if found is None or found.lastgroup is None or found.group("module") != module:
+        if found is None or found.lastgroup is None or kind.module(found) != module:
             return None
         role = found.groupdict().get("role") or found.lastgroup
         if role in keys:

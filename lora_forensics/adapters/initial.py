@@ -27,29 +27,28 @@ if TYPE_CHECKING:
     Factors = tuple[torch.Tensor, torch.Tensor]
 
 _FILES = ("adapter_model.safetensors", "adapter_model.bin")
-_DENSE = 1024
-"""Sides up to which all eigenvectors are as fast as the leading ones alone."""
+_AS_PEFT = 768
+"""Shorter sides up to which a full decomposition takes no more than seconds."""
 
 
 def principal(weight: torch.Tensor, rank: int, scale: float) -> Factors:
     """PiSSA's first factors, up (rows x rank) and down (rank x columns): up @ down is the best rank-r part of W.
 
-    They hold the scale already, whatever it is. In float64; what PEFT trained on was rounded as its own SVD, which for
-    a weight without gaps in its spectrum moves that part by some 1e-5 of its norm.
+    They hold the scale already, whatever it is. Small weights go through the float32 decomposition that PEFT takes, to
+    the same rounding. Large ones would take minutes; float64 on the Gram matrix differs from it by up to some 1e-5 of
+    that part's norm, where the spectrum has no gap behind it.
     """
     del scale  # PEFT divides by it, and multiplies by it in every forward pass
     import numpy as np
     import torch
-    from scipy.linalg import eigh
     from scipy.sparse.linalg import eigsh
 
+    if min(weight.shape) <= _AS_PEFT:
+        left, values, right = torch.linalg.svd(weight.float(), full_matrices=False)
+        return left[:, :rank].double() * values[:rank], right[:rank].double()
     wide = weight.double() if weight.shape[0] <= weight.shape[1] else weight.double().mT
     gram = (wide @ wide.mT).cpu().numpy()
-    size = len(gram)
-    if size > _DENSE:
-        _, vectors = eigsh(gram, k=rank, v0=np.ones(size))
-    else:
-        _, vectors = eigh(gram, subset_by_index=(max(size - rank, 0), size - 1))
+    _, vectors = eigsh(gram, k=rank, v0=np.ones(len(gram)))
     basis = torch.from_numpy(vectors).to(weight.device)
     return (basis, basis.mT @ wide) if wide.shape == weight.shape else ((basis.mT @ wide).mT, basis.mT)
 

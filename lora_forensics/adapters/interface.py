@@ -104,6 +104,10 @@ class AdapterKind(ABC):
         options = " | ".join(f"(?P<{role}> {suffix} )" for role, suffix in self.suffixes.items())
         self.keys = re.compile(rf"(?P<module>.+?)(?: {options} )", re.VERBOSE)
 
+    def module(self, found: re.Match[str]) -> str:
+        """The name of the layer that a tensor changes, from a match of `keys`."""
+        return found["module"]
+
     @abstractmethod
     def layout(self, shapes: Shapes, config: AdapterConfig, module: str) -> Layout | Unresolved | None:
         """Rank and shape; None if these tensors are not a module of this kind, Unresolved if they are and lack a thing."""

@@ -10,14 +10,36 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lora_forensics.adapters import naming
+from lora_forensics.adapters.adalora import AdaLoRA
+from lora_forensics.adapters.boft import BOFT
 from lora_forensics.adapters.config import AdapterConfig, Settings, read_settings
-from lora_forensics.adapters.interface import AdapterKind, KindDoc, Layer, Layout, Stack
+from lora_forensics.adapters.diag_oft import DiagOFT
+from lora_forensics.adapters.dora import DoRA
+from lora_forensics.adapters.dylora import DyLoRA
+from lora_forensics.adapters.experts import ExpertLoRA
+from lora_forensics.adapters.full import Full
+from lora_forensics.adapters.glora import GLoRA
+from lora_forensics.adapters.glora_peft import PeftGLoRA
+from lora_forensics.adapters.hira import HiRA
+from lora_forensics.adapters.hra import HRA
+from lora_forensics.adapters.ia3 import IA3
 from lora_forensics.adapters.initial import SvdLoRA
+from lora_forensics.adapters.interface import AdapterKind, KindDoc, Layer, Layout, Stack
+from lora_forensics.adapters.loha import LoHa
+from lora_forensics.adapters.lokr import LoKr
 from lora_forensics.adapters.lora import LoRA
+from lora_forensics.adapters.lycoris_boft import LycorisBOFT
+from lora_forensics.adapters.miss import MiSS
+from lora_forensics.adapters.oft import OFT
 from lora_forensics.adapters.peft_types import WEIGHTLESS, through_peft
+from lora_forensics.adapters.shira import SHiRA
 from lora_forensics.adapters.ssf import SSF
 from lora_forensics.adapters.svft import SVFT
 from lora_forensics.adapters.tinylora import TinyLoRA
+from lora_forensics.adapters.tlora import TLoRA
+from lora_forensics.adapters.tokens import TrainableTokens
+from lora_forensics.adapters.vera import VeRA
+from lora_forensics.adapters.weights import Weights
 from lora_forensics.errors import CheckpointError
 from lora_forensics.records import Unresolved
 from lora_forensics.tensors import TensorInfo
@@ -38,19 +60,57 @@ __all__ = [
     "read_settings",
 ]
 
-_OWN: tuple[AdapterKind, ...] = (SvdLoRA(), LoRA(), TinyLoRA(), SVFT(), SSF())
-_ALL = (*_OWN, *through_peft(frozenset().union(*(kind.peft_types for kind in _OWN))))
+_OWN: tuple[AdapterKind, ...] = (
+    ExpertLoRA(),
+    DyLoRA(),
+    SvdLoRA(),
+    LoRA(),
+    DoRA("dora", LoRA()),
+    AdaLoRA(),
+    LoHa(),
+    DoRA("loha-dora", LoHa()),
+    LoKr(),
+    DoRA("lokr-dora", LoKr()),
+    TLoRA(),
+    GLoRA(),
+    PeftGLoRA(),
+    VeRA(),
+    HiRA(),
+    MiSS(),
+    SHiRA(),
+    HRA(),
+    OFT(),
+    BOFT(),
+    DiagOFT(),
+    LycorisBOFT(),
+    TinyLoRA(),
+    SVFT(),
+    SSF(),
+    TrainableTokens(),
+)
+_PLAIN: tuple[AdapterKind, ...] = (Full(), Weights(), IA3())
+"""Kinds that also look like any model's weights."""
+_ALL = (*_OWN, *through_peft(frozenset().union(*(kind.peft_types for kind in _OWN))), *_PLAIN)
 KINDS: dict[str, AdapterKind] = {kind.name: kind for kind in _ALL}
 """Every kind by name; the order is the precedence."""
 
-_TELLTALE = re.compile(
-    r"^(?P<module>.+?)[._](lora_down|lora_up|lora_mid|lora_A|lora_B|lora_E|lora_embedding_[AB]|lora_magnitude_vector|"
-    r"dora_scale|hada_w\w+|hada_t\d|lokr_\w+|oft_\w+|boft_\w+|hra_u|ia3_l|vera_lambda_\w+|diff|diff_b|w_norm|b_norm|"
-    r"oft_blocks|a[12]|b[12]|on_input|lora_[ab]|lora\.(down|up)|lora_linear_layer|alpha|scalar|"
-    r"bias_indices|bias_values|lora_ga\w*|lora_diag|bat_\w+|miss_\w+)(\.|$)"
-)
-"""Ends of tensor names that some adapter writes, read here or not: a module with tensors that its kind does not claim
-is listed as unread instead of being measured as something that it is not."""
+_UNREAD = r"\.(?: bat_\w+ | lora_[ab] | lora_ga\w* | lora_diag | oft_diag | bias_indices | bias_values )(?:\..*)?"
+"""Ends of tensor names that some adapter writes and no kind here reads."""
+
+
+def _telltale() -> re.Pattern[str]:
+    """Matches what some adapter writes: a module with tensors that its kind does not claim is listed as unread
+    instead of being measured as something that it is not."""
+    suffixes = {
+        re.sub(r"\(\?P<\w+>", "(?:", suffix)
+        for kind in _ALL
+        for role, suffix in kind.suffixes.items()
+        if (role not in kind.scalars | {"alpha"} if kind.telling is None else role in kind.telling)
+    }
+    return re.compile(rf"(?P<module>.+?)(?=\.)(?: {' | '.join(sorted(suffixes))} | {_UNREAD} )", re.VERBOSE)
+
+
+_TELLTALE = _telltale()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +141,7 @@ class AdapterLayout:
 
 def looks_like_adapter(names: Mapping[str, object]) -> bool:
     """Whether any tensor name is one that an adapter writes (`alpha` alone does not count)."""
-    return any((found := _TELLTALE.match(name)) and found.group(2) != "alpha" for name in names)
+    return any(_TELLTALE.fullmatch(name) for name in names)
 
 
 def read_layout(infos: Mapping[str, TensorInfo], settings: Settings | None = None) -> AdapterLayout:
@@ -105,6 +165,13 @@ def read_layout(infos: Mapping[str, TensorInfo], settings: Settings | None = Non
     unread: dict[str, Unresolved] = {}
     for module, names in grouped.items():
         found = _recognise(module, names, infos, settings.of(module), kinds, shared)
+        if isinstance(found, Unresolved):  # a bias that was trained beside the adapter
+            beside = [name for name in names if any(kind.companion and kind.keys.fullmatch(name) for kind in kinds)]
+            rest = [name for name in names if name not in beside]
+            again = _recognise(module, rest, infos, settings.of(module), kinds, shared) if beside and rest else None
+            if isinstance(again, AdapterModule):
+                found = again
+                foreign.extend(beside)
         if isinstance(found, AdapterModule):
             modules[module] = found
         elif found is not None:
@@ -123,7 +190,7 @@ def _group(names: Iterable[str], kinds: Sequence[AdapterKind]) -> tuple[dict[str
     foreign = []
     for name in names:
         module = next((kind.module(found) for kind in kinds if (found := kind.keys.fullmatch(name))), None)
-        if module is None and (found := _TELLTALE.match(name)):
+        if module is None and (found := _TELLTALE.fullmatch(name)):
             module = found["module"]
         if module is None:
             foreign.append(name)
@@ -152,7 +219,7 @@ def _recognise(
             place = naming.component(module), naming.block(module), naming.role(module)
             return AdapterModule(module, kind.name, keys, layout, *place)
         why = why or layout
-    if why is not None or any(_TELLTALE.match(name) for name in names):
+    if why is not None or any(_TELLTALE.fullmatch(name) for name in names):
         shapes = ", ".join(f"{name[len(module) + 1 :]} {list(infos[name].shape)}" for name in names[:6])
         return why or Unresolved(f"no adapter kind reads these tensors together: {shapes}")
     return None

@@ -34,6 +34,6 @@ def between_singular_vectors(left: torch.Tensor, core: torch.Tensor, right: torc
 def sparse_core(
     size: int, rows: torch.Tensor, columns: torch.Tensor, values: torch.Tensor, gate: torch.Tensor
 ) -> torch.Tensor:
-    """SVFT's trained matrix (size x size): `values` at (rows, columns), summed where places repeat, by sigmoid(gate)."""
+    """SVFT's trained matrix (size x size): sigmoid(gate) `values` at (rows, columns), summed where places repeat."""
     core = values.new_zeros(size, size)
     return core.index_put((rows, columns), values * gate.sigmoid(), accumulate=True)

@@ -6,7 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from lora_forensics.adapters.config import AdapterConfig
 from lora_forensics.records import Unresolved
@@ -77,24 +77,26 @@ class Stack:
 class AdapterKind(ABC):
     """One kind of adapter, for example LoRA. The defaults here are those of a kind without any extra."""
 
-    name: ClassVar[str]
+    name: str
     """As in the `adapter` column."""
-    about: ClassVar[KindDoc]
-    suffixes: ClassVar[Mapping[str, str]]
-    """Role to a regular expression (verbose) of what follows the module's name in that tensor's."""
-    shared: ClassVar[Mapping[str, str]] = {}
+    about: KindDoc
+    suffixes: Mapping[str, str]
+    """Role to a regular expression (verbose) of what follows the module's name in that tensor's, from its first dot."""
+    telling: frozenset[str] | None = None
+    """Roles whose tensors show by their name that they are an adapter's; None is all but those of one number."""
+    shared: Mapping[str, str] = {}
     """Role to a regular expression of tensors that belong to no module and to all of this kind."""
-    scalars: ClassVar[frozenset[str]] = frozenset()
+    scalars: frozenset[str] = frozenset()
     """Roles of tensors that are one number: they enter `scale`, not `change`."""
-    aside: ClassVar[frozenset[str]] = frozenset()
+    aside: frozenset[str] = frozenset()
     """Roles of tensors that are no part of the weight's change, biases: only their NaN and Inf are counted."""
-    scaled: ClassVar[bool] = False
+    scaled: bool = False
     """Whether a multiplier (alpha / rank) stands before the change."""
-    peft_types: ClassVar[frozenset[str]] = frozenset()
-    """`peft_type` in the configuration that is this kind: then its tensors are read as nothing else."""
-    corrected: ClassVar[bool] = False
+    peft_types: frozenset[str] = frozenset()
+    """`peft_type` in the configuration that this kind reads: then it is asked before the others."""
+    corrected: bool = False
     """Whether the change is that of the stock weight though training started from another."""
-    companion: ClassVar[bool] = False
+    companion: bool = False
     """Only beside other adapters, or where a configuration names its type: looks like any model's weight."""
 
     keys: re.Pattern[str]
@@ -102,7 +104,7 @@ class AdapterKind(ABC):
 
     def __init__(self) -> None:
         options = " | ".join(f"(?P<{role}> {suffix} )" for role, suffix in self.suffixes.items())
-        self.keys = re.compile(rf"(?P<module>.+?)(?: {options} )", re.VERBOSE)
+        self.keys = re.compile(rf"(?P<module>.+?)(?=\.)(?: {options} )", re.VERBOSE)
 
     def module(self, found: re.Match[str]) -> str:
         """The name of the layer that a tensor changes, from a match of `keys`."""

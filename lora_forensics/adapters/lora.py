@@ -70,13 +70,10 @@ class LoRA(AdapterKind):
             return LowRankChange(down, up, scale, lead, swapped=True)
         down, up = tensors["down"].flatten(2), tensors["up"].flatten(2)
         if "mid" in tensors:
-            from lora_forensics.moments import widened
+            from lora_forensics.moments import tucker_down
 
-            kernel, count = widened(tensors["mid"]).double(), len(down)
-            inner = widened(down).double()
-            mixed = inner.mT[:, None] @ kernel.flatten(3)  # (count, up's rank, in, kernel)
-            down = mixed.reshape(count, kernel.shape[1], -1)
-            return LowRankChange(down, up, scale, lead, stored=(tensors["down"], tensors["mid"], tensors["up"]))
+            stored = tuple(tensors[role] for role in ("down", "mid", "up"))
+            return LowRankChange(tucker_down(tensors["mid"], down), up, scale, lead, stored=stored)
         return LowRankChange(down, up, scale, lead)
 
 

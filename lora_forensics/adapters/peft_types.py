@@ -48,10 +48,10 @@ class ThroughPeft(AdapterKind):
     def __init__(self, peft_type: str, *, second: bool) -> None:
         """`peft_type` is one of `TYPES`; `second` says that there is a kind of our own before this one."""
         tensor = rf"{peft_type}_\w+(?:\.\w+)*"
-        self.name = f"{peft_type} (peft)" if second else peft_type  # type: ignore[misc] # one class for many kinds
-        self.suffixes = {"own": rf"\.(?P<role>{tensor})"}  # type: ignore[misc]
-        self.shared = {"shared": rf"(?P<role>base_model\.{tensor})"}  # type: ignore[misc]
-        self.peft_types = frozenset({peft_type.upper()})  # type: ignore[misc]
+        self.name = f"{peft_type} (peft)" if second else peft_type
+        self.suffixes = {"own": rf"\.(?P<role>{tensor})"}
+        self.shared = {"shared": rf"(?P<role>base_model\.{tensor})"}
+        self.peft_types = frozenset({peft_type.upper()})
         super().__init__()
 
     def layout(self, shapes: Shapes, config: AdapterConfig, module: str) -> Layout | Unresolved | None:  # noqa: ARG002 (any)

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from lora_forensics.adapters.config import AdapterConfig
 from lora_forensics.adapters.interface import AdapterKind, KindDoc, Layout, Shapes, Stack
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
-
-    from lora_forensics.moments import DenseChange
+    from lora_forensics.moments import ScaledChange
 
 _LAYERS = {
     "attn": ("qkv", "proj"),
@@ -32,39 +29,21 @@ class SSF(AdapterKind):
 
     name = "ssf"
     about = KindDoc("SSF", "diag(g - 1) W", "Lian et al. 2022; the authors' vision transformers")
-    suffixes: ClassVar[Mapping[str, str]] = {
-        role: rf"(?:(?<=\.)|^)ssf_{role}_(?P<{role}_number>[12])" for role in ("scale", "shift")
-    }
+    suffixes: Mapping[str, str] = {role: rf"\.ssf_{role}_(?P<{role}_number>[12])" for role in ("scale", "shift")}
     aside = frozenset({"shift"})
-
-    def __init__(self) -> None:
-        """The model itself, whose name is empty, scales its last norm."""
-        super().__init__()
-        self.keys = re.compile(self.keys.pattern.replace("(?P<module>.+?)", "(?P<module>.*?)"), re.VERBOSE)
 
     def module(self, found: re.Match[str]) -> str:
         """The scaled layer, not the block that the scale is named in."""
         block = found["module"]
         number = int(found["scale_number"] or found["shift_number"])
-        last = block.rstrip(".").rpartition(".")[2]
-        norms = ("norm1", "norm2") if block else ("norm", "norm")
-        return block + _LAYERS.get(last, norms)[number - 1]
+        return f"{block}.{_LAYERS.get(block.rpartition('.')[2], ('norm1', 'norm2'))[number - 1]}"
 
     def layout(self, shapes: Shapes, config: AdapterConfig, module: str) -> Layout | None:  # noqa: ARG002
         """A number for each output feature."""
         return Layout(None, shapes["scale"][0], None) if len(shapes.get("scale", ())) == 1 else None
 
-    def change(self, stack: Stack) -> DenseChange:
+    def change(self, stack: Stack) -> ScaledChange:
         """A rescaled weight."""
-        from lora_forensics.adapters.algebra import scaled_rows
-        from lora_forensics.moments import DenseChange
+        from lora_forensics.moments import ScaledChange
 
-        factors = stack.tensors["scale"]
-
-        class Scaled(DenseChange):
-            def delta(self, index: int, weight: Tensor | None, device: torch.device) -> Tensor:
-                if weight is None:
-                    raise TypeError("a weight is needed")
-                return scaled_rows(weight, factors[index].to(device, weight.dtype))
-
-        return Scaled((factors,), stack.lead)
+        return ScaledChange(stack.tensors["scale"], False, False, stack.lead)

@@ -1,13 +1,13 @@
 """SVFT (Lingam et al. 2024): D = U M V^T, where W = U diag(s) V^T and M is sparse and trained.
 
-The tensors of the authors' `LinearWithSVFT`, as their Trainer saves them in its checkpoints; at the end of training that
-code merges them, and what it saves then is a whole model. What a reduced rank cuts off W before training is no part of D.
+The tensors of the authors' `LinearWithSVFT`, as they stand in the checkpoints of a training; at its end that code
+merges them and saves a whole model. What a reduced rank cuts off W before training is no part of D.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from lora_forensics.adapters.config import AdapterConfig
 from lora_forensics.adapters.interface import AdapterKind, KindDoc, Layout, Shapes, Stack
@@ -23,7 +23,7 @@ class SVFT(AdapterKind):
 
     name = "svft"
     about = KindDoc("SVFT", "U M V^T, M sparse", "Lingam et al. 2024; the authors' code")
-    suffixes: ClassVar[Mapping[str, str]] = {
+    suffixes: Mapping[str, str] = {
         role: rf"\.svft_layer\.{role}" for role in (*_TRAINED, "s_pre", "s_pre_row", "s_pre_col")
     }
 

@@ -7,7 +7,7 @@ matrices do: those of layer i are drawn from the seed plus i.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from lora_forensics.adapters.config import AdapterConfig
 from lora_forensics.adapters.interface import AdapterKind, KindDoc, Layout, Shapes, Stack
@@ -25,8 +25,8 @@ class TinyLoRA(AdapterKind):
 
     name = "tinylora"
     about = KindDoc("TinyLoRA", "B (sum_i v_i P_i) A", "arXiv 2602.04118; PEFT")
-    suffixes: ClassVar[Mapping[str, str]] = {role: rf"\.tinylora_{role}" for role in "ABP"}
-    shared: ClassVar[Mapping[str, str]] = {"v": r"base_model\.tinylora_v\.(?P<role>\d+)"}
+    suffixes: Mapping[str, str] = {role: rf"\.tinylora_{role}" for role in "ABP"}
+    shared: Mapping[str, str] = {"v": r"base_model\.tinylora_v\.(?P<role>\d+)"}
     peft_types = frozenset({"TINYLORA"})
 
     def layout(self, shapes: Shapes, config: AdapterConfig, module: str) -> Layout | Unresolved | None:  # noqa: ARG002

@@ -151,9 +151,28 @@ def count_nonfinite(*tensors: Tensor) -> Tensor:
     return torch.stack(counts).sum(dim=0)
 
 
+def mask_nonfinite(tensor: Tensor) -> Tensor:
+    """Zero at every checkpoint (first axis) that holds NaN or Inf."""
+    return mask(tensor, count_nonfinite(tensor))
+
+
 def mask(tensor: Tensor, nonfinite: Tensor) -> Tensor:
     """Zero where a checkpoint holds NaN or Inf, so that eigenvalue routines do not fail."""
     if not bool(nonfinite.any()):
         return tensor
-    broken = (nonfinite > 0).view(-1, *[1] * (tensor.dim() - 1))
-    return torch.where(broken, torch.zeros((), dtype=tensor.dtype), tensor)
+    broken = (nonfinite > 0).to(tensor.device).view(-1, *[1] * (tensor.dim() - 1))
+    return torch.where(broken, torch.zeros((), dtype=tensor.dtype, device=tensor.device), tensor)
+
+
+def tucker_down(kernel: Tensor, down: Tensor) -> Tensor:
+    """A (count, a, in * k) of a Tucker convolution: sum_b M[a, b, k] down[b, in], for M (count, a, b, ...)."""
+    small = widened(down).double().flatten(2)
+    mixed = small.mT[:, None] @ widened(kernel).double().flatten(3)  # (count, a, in, k)
+    return mixed.flatten(2)
+
+
+def singular_triples(weight: Weight, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """U, s and V^T of a weight, decomposed in float32 as trainers do whose start rests on it."""
+    matrix = weight.matrix(wide_device(device)).float()
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    return left.double(), values.double(), right.double()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from lora_forensics.moments.arithmetic import blocks, count_nonfinite, wide_device
-from lora_forensics.moments.interface import Moments, RowTerms, Weight, assemble, unknown
+from lora_forensics.errors import CheckpointError
+from lora_forensics.moments.arithmetic import blocks, count_nonfinite, wide_device, widened
+from lora_forensics.moments.interface import WIDE_MATRIX, Moments, RowTerms, Weight, assemble, unknown
 from lora_forensics.moments.spectra import largest_singular_values
 
 
@@ -56,6 +58,59 @@ class DenseChange(ABC):
         noise2 = torch.full((self.count,), torch.nan, dtype=torch.float64, device=wide)
         terms = RowTerms(w2, dot, d2, cross, noise2)
         return assemble(terms, self.lead, self.nonfinite, values, spectra, weight=weight is not None)
+
+
+class FormedChange(DenseChange):
+    """By a function of the index and W (rows, columns), in whose type and on whose device it answers."""
+
+    def __init__(self, form: Callable[[int, Tensor], Tensor], stored: tuple[Tensor, ...], lead: int = 0) -> None:
+        super().__init__(stored, lead)
+        self._form = form
+
+    def delta(self, index: int, weight: Tensor | None, device: torch.device) -> Tensor:  # noqa: ARG002 (that of W)
+        """What the function says."""
+        assert weight is not None  # noqa: S101 (`moments` sees to it)
+        return self._form(index, weight)
+
+
+class GivenChange(DenseChange):
+    """A saved tensor: the change itself, or the new weight, of all rows or of some."""
+
+    def __init__(
+        self, saved: Tensor, lead: int = 0, less_weight: bool = False, rows: Sequence[int] | None = None
+    ) -> None:
+        """`less_weight`: `saved` (count, ...) is the new weight; `rows` are those that it holds."""
+        super().__init__((saved,), lead)
+        self._saved = saved
+        self._chosen = rows
+        self.needs_weight = less_weight
+
+    def delta(self, index: int, weight: Tensor | None, device: torch.device) -> Tensor:
+        """Saved, less the weight."""
+        saved = widened(self._saved[index]).to(device)
+        saved = saved.reshape(len(saved), -1)
+        if weight is None:
+            return saved.double() if saved.numel() <= WIDE_MATRIX else saved.float()
+        saved = saved.to(weight.dtype)
+        if not self.needs_weight:
+            return _fitting(saved, weight)
+        if self._chosen is None:
+            return _fitting(saved, weight) - weight
+        if max(self._chosen, default=0) >= len(weight):
+            raise CheckpointError(f"row {max(self._chosen)} of a weight with {len(weight)} rows")
+        changed = torch.zeros_like(weight)
+        changed[self._chosen] = saved - weight[self._chosen]
+        return changed
+
+
+def _fitting(saved: Tensor, weight: Tensor) -> Tensor:
+    """Turned where the base stores in x out."""
+    if saved.shape == weight.shape:
+        return saved
+    if saved.shape[::-1] == weight.shape:
+        return saved.mT
+    shapes = [" x ".join(map(str, tensor.shape)) for tensor in (saved, weight)]
+    raise CheckpointError(f"a saved weight of {shapes[0]} on one of {shapes[1]}")
 
 
 def _inner(first: Tensor, second: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ WIDE_MATRIX = 1 << 22
 
 WEIGHT, CHANGE, FACTORS = "weight", "change", "factors"
 LARGEST, SPECTRUM, NOISE = "largest", "spectrum", "noise"
-"""What can be known of a module: W and <D,W>; D; its two factors; its largest singular value; all of them; storage noise."""
+"""What can be known of a module: W and <D,W>; D; its factors; its largest singular value; all of them; storage noise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +108,8 @@ class FactoredChange(Protocol):
     nonfinite: Tensor
     """(count,) NaN or Inf entries; the terms of such a checkpoint are those of a zero change."""
 
-    def row_terms(self, weight: Weight, device: torch.device) -> RowTerms:
-        """Inner products by rows."""
+    def row_terms(self, weight: Weight | None, device: torch.device) -> RowTerms:
+        """Inner products by rows; those with W are NaN without it."""
         ...
 
     def apply(self, vectors: Tensor, transposed: bool = False) -> Tensor:
@@ -117,7 +117,7 @@ class FactoredChange(Protocol):
         ...
 
     def factor_norms(self) -> tuple[Tensor, Tensor] | None:
-        """|A| and |B|, (count,) each, if it is a product of two factors."""
+        """|A| and |B|, (count,) each, if it is a product of two factors that the file holds."""
         ...
 
 

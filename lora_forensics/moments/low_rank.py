@@ -61,6 +61,7 @@ class LowRankChange:
         source = (down, up) if stored is None else stored
         self._rounding = max(map(rounding, source), default=0.0)
         self._stored = len(source)
+        self._wide = any(t.dtype == torch.float64 for t in source)
         down, up = widened(down), widened(up)
         self.nonfinite = count_nonfinite(*source, self._scale[:, None]).cpu()
         self._down = mask(down, self.nonfinite.to(down.device))
@@ -102,7 +103,7 @@ class LowRankChange:
         )
 
     @torch.no_grad()
-    def row_terms(self, weight: Weight, device: torch.device) -> RowTerms:
+    def row_terms(self, weight: Weight | None, device: torch.device) -> RowTerms:
         """Inner products by rows of all checkpoints."""
         wide = wide_device(device)
         down, up, scale = self._down.to(wide), self._up.to(wide), self._finite_scale().to(wide)
@@ -147,7 +148,8 @@ class LowRankChange:
         """w2 (rows,), dot and d2 (c, rows), and the sum of squares (c,) of the terms of dot; unscaled, by blocks."""
         count, rows, rank = up.shape
         columns, wide = down.shape[2], down.device
-        factors = operand(down.reshape(count * rank, columns), rows * columns, device)
+        stacked = down.reshape(count * rank, columns)
+        factors = operand(stacked if self._wide or not self._derived else stacked.float(), rows * columns, device)
         d2 = torch.empty(count, rows, dtype=torch.float64, device=wide)
         w2 = torch.full((rows,), torch.nan, dtype=torch.float64, device=wide)
         dot = torch.full_like(d2, torch.nan)

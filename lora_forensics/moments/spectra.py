@@ -29,7 +29,8 @@ def largest_singular_values(
     start = torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     vector = (start / start.norm()).to(device).expand(count, size).contiguous()
     basis = torch.empty(count, 0, size, dtype=torch.float64, device=device)
-    diagonal, beside = [], []
+    diagonal: list[Tensor] = []
+    beside: list[Tensor] = []
     steps = min(_STEPS, size)
     found = torch.zeros(count, dtype=torch.float64, device=device)
     for step in range(steps):

@@ -46,8 +46,7 @@ def test_every_type_of_peft_is_read_or_left_out_with_a_reason() -> None:
     """A new release of peft with another type fails here."""
     own = {name for kind in KINDS.values() for name in kind.peft_types}
     registered = {peft_type.value for peft_type in PEFT_TYPE_TO_CONFIG_MAPPING}
-    pending = {"ADALORA", "IA3", "LN_TUNING", "LOHA", "TRAINABLE_TOKENS"}
-    assert registered - own - {name.upper() for name in WEIGHTLESS} <= pending
+    assert registered - own - {name.upper() for name in WEIGHTLESS} == set()
     assert set(SETTINGS) == set(TYPES)
 
 

@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import torch
 from peft import PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
@@ -47,10 +48,12 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.ModuleList(_Layer() for _ in range(2))
+        self.embed = nn.Embedding(20, 16)
         self.conv = nn.Conv2d(4, 8, 3)
         self.c_attn = Conv1D(24, 16)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """What it computes plays no role."""
         return x
 
 
@@ -79,10 +82,10 @@ class Saved:
         found = next(iter(discover_runs(self.run)))
         return measure_run(found, self.base)
 
-    def errors(self, measured: Measured) -> dict[str, float]:
+    def errors(self, measured: Measured, step: int = 10) -> dict[str, float]:
         """By module, how far the cosine (absolute) or the norm of the change (relative) is from the truth."""
         found = {}
-        for row in measured.layers.iter_rows(named=True):
+        for row in measured.layers.filter(pl.col("step") == step).iter_rows(named=True):
             change, weight = self.change[row["tensor"]], self.weights[row["tensor"]].double()
             cosine = float((change * weight).sum() / (change.norm() * weight.norm()))
             norm = float(change.norm())
@@ -90,7 +93,7 @@ class Saved:
         return found
 
 
-def trained(peft_type: str, **settings: Any) -> tuple[PeftModel, dict[str, torch.Tensor]]:
+def trained(peft_type: str, *, move_it: bool = True, **settings: Any) -> tuple[PeftModel, dict[str, torch.Tensor]]:
     """A peft model whose trainable tensors were moved, and the weights that it started from."""
     torch.manual_seed(0)
     net = Net()
@@ -99,7 +102,8 @@ def trained(peft_type: str, **settings: Any) -> tuple[PeftModel, dict[str, torch
         warnings.simplefilter("ignore")
         config = PEFT_TYPE_TO_CONFIG_MAPPING[peft_type](**{"target_modules": TARGETS, **settings})
         model = get_peft_model(net, config)
-    move(model)
+    if move_it:
+        move(model)
     return model, base
 
 
@@ -108,4 +112,4 @@ def move(model: PeftModel) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter += 0.1 * torch.randn_like(parameter)
+                parameter.add_(0.1 * torch.randn_like(parameter))

@@ -114,7 +114,10 @@ class SvdLoRA(LoRA):
             return WeightedLowRankChange(build, (down, up), one, stack.lead)
         names = {role: name for name in saved.infos if (role := self._role(name, stack.module))}
         first = {role: widened(saved.read(name)).double() for role, name in names.items()}
-        return LowRankChange(*less(scale * first["up"], first["down"]), one, stack.lead, stored=(down, up))
+        # rounding would give the first adapter itself a direction
+        moved = (down != first["down"]).flatten(1).any(dim=1) | (up != first["up"]).flatten(1).any(dim=1)
+        a, b = less(scale * first["up"], first["down"])
+        return LowRankChange(a, b * moved[:, None, None], one, stack.lead, stored=(down, up))
 
     def _role(self, name: str, module: str) -> str | None:
         found = self.keys.fullmatch(name)
@@ -139,7 +142,7 @@ def first_adapter(folder: Path) -> tuple[str, Tensors] | None:
 
     In the checkpoint's folder, the one that holds it, or the next: the first with the same tensors, nearest first.
     """
-    nearby = [near for level in (folder, *folder.parents[:2]) for near in _starts(level) if near != folder]
+    nearby = [near for level in (folder, *folder.parents[:2]) for near in _starts(level)]
     own = _open(folder) if nearby else None
     for near in nearby:
         tensors = _open(near)

@@ -37,7 +37,7 @@ class TinyLoRA(AdapterKind):
             return Unresolved(
                 "which vector it uses depends on the order of the model's layers: save_projection tells it"
             )
-        if "projection_seed" not in config.values:
+        if not isinstance(config.values.get("projection_seed"), int):
             return Unresolved("tinylora is read with the settings in adapter_config.json, which is missing")
         return Layout(rank=shapes["A"][0], rows=shapes["B"][0], columns=shapes["A"][1])
 

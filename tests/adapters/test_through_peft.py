@@ -1,4 +1,4 @@
-"""Every type in peft's registry: measured through peft to the change that peft itself makes, or left out with a reason."""
+"""Every type in peft's registry: measured to the change that peft itself makes, or left out for a reason."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from peft_models import Saved, trained
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from peft_models import Saved, trained
 
 from lora_forensics.adapters import KINDS
 from lora_forensics.adapters.peft_types import TYPES, WEIGHTLESS

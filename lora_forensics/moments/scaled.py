@@ -134,7 +134,7 @@ class ScaledChange:
         def multiply(vectors: Tensor, transposed: bool) -> Tensor:
             before = self._by_column != transposed
             first, second = (vectors * h, vectors * g) if before else (vectors, vectors)
-            kept = first @ (frozen if transposed else frozen.mT)
+            kept = first @ frozen if transposed else (frozen @ first.mT).mT
             changed = 0 if self._inner is None else self._inner.apply(second, transposed)
             return kept + changed if before else kept * h + changed * g
 

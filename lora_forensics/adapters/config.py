@@ -29,7 +29,7 @@ class AdapterConfig:
     """`init_lora_weights` where it is no plain one: pissa, olora, ..."""
     values: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """All of it as it was read: what only one kind asks for."""
-    folder: Path | None = None
+    folder: Path | None = field(default=None, compare=False)
     """Where it lies, if beside the checkpoint."""
 
     @property

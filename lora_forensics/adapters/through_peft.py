@@ -42,15 +42,9 @@ _SHARED = PEFT_PREFIX.partition("model.")[0]
 """Before the names of tensors that all modules share: `base_model.`, but not `PEFT_PREFIX`."""
 
 _UNFIT = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    RuntimeError,
-    TypeError,
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError, RuntimeError, TypeError,
     ValueError,
-)
+)  # fmt: skip
 """What peft and torch raise over a configuration, a state or a layer that they cannot use."""
 
 
@@ -108,8 +102,8 @@ class Merger:
         Raises:
             CheckpointError: peft builds no such adapter on these layers, or is not installed.
         """
-        tuner = _mapping().PEFT_TYPE_TO_TUNER_MAPPING[config["peft_type"]]
-        prepares = tuner.uses_shared_state or "_pre_injection_hook" in vars(tuner)
+        tuner = _registered(config, "TUNER")
+        prepares = getattr(tuner, "uses_shared_state", False) or "_pre_injection_hook" in vars(tuner)
         self._path = path
         self._weight, self._bias = weight.float(), None if bias is None else bias.float()
         known = {name: layer for name, layer in layers.items() if layer is not None}
@@ -129,6 +123,7 @@ class Merger:
                 # decomposes the weight of every layer: possible with this one if what they share is in the checkpoint
                 self._alone = True
                 self._models = [self._build(config, one)]
+            self._own, self._shared = self._names(self._models[0])
 
     def change(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Merged less base: the weight's change as the base stores it, and the bias' where it has one. float64.
@@ -173,21 +168,27 @@ class Merger:
             torch.manual_seed(0)
             return get_peft_model(root, _configuration(config, layers))
 
-    def _merged(self, model: Any, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        from peft import get_peft_model_state_dict, set_peft_model_state_dict
+    def _names(self, model: Any) -> tuple[set[str], set[str]]:
+        """Names that peft saves of this module, and of what all share."""
+        from peft import get_peft_model_state_dict
 
         names = get_peft_model_state_dict(model).keys()
         own = {name for name in names if name.startswith(f"{PEFT_PREFIX}{self._path}.")}
-        shared = {name for name in names if not name.startswith(PEFT_PREFIX)}
-        if missing := sorted((own | shared) - tensors.keys()):
+        return own, {name for name in names if not name.startswith(PEFT_PREFIX)}
+
+    def _merged(self, model: Any, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        from peft import set_peft_model_state_dict
+
+        wanted = self._own | self._shared
+        if missing := sorted(wanted - tensors.keys()):
             raise CheckpointError(f"{self._path}: {', '.join(missing)} is not in the checkpoint")
-        state = {name: tensors[name] for name in own | shared}
+        state = {name: tensors[name] for name in wanted}
         set_peft_model_state_dict(model, state)
         tuner = model.base_model
         parent, _, last = self._path.rpartition(".")
         layer = tuner.model.get_submodule(self._path)
         if self._alone:
-            if not shared or not all(last in name for name in shared):
+            if not self._shared or not all(last in name for name in self._shared):
                 raise CheckpointError(
                     f"{self._path}: it needs the weights of all layers at once",
                     "save the adapter with its projections (`save_projection`)",
@@ -208,17 +209,22 @@ class Merger:
         return change, None if self._bias is None else base.bias.detach() - self._bias.double()
 
 
-def _mapping() -> Any:
+def _registered(config: Mapping[str, Any], what: str) -> Any:
+    """The class that peft has for the configured type: its TUNER or its CONFIG."""
     try:
-        from peft import mapping
+        from peft import __version__, mapping
     except ImportError as error:
         message = "this kind of adapter is read through peft, which is not installed: pip install lora-forensics[peft]"
         raise CheckpointError(message) from error
-    return mapping
+    name = str(config["peft_type"]).upper()
+    classes = getattr(mapping, f"PEFT_TYPE_TO_{what}_MAPPING")
+    if name not in classes:
+        raise CheckpointError(f"{name} adapters are read through peft, and peft {__version__} does not know them")
+    return classes[name]
 
 
 def _configuration(config: Mapping[str, Any], layers: Iterable[str]) -> Any:
-    kind = _mapping().PEFT_TYPE_TO_CONFIG_MAPPING[config["peft_type"]]
+    kind = _registered(config, "CONFIG")
     settings = {**config, **_ELSEWHERE, "target_modules": list(layers)}
     return kind(
         **{name: settings[name] for name in kind.__dataclass_fields__ if name in settings and name != "peft_type"}

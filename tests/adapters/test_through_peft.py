@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
-from peft_models import Saved, trained
+from peft_models import Saved, move, trained
+from safetensors.torch import save_file
 
 from lora_forensics.adapters import KINDS
 from lora_forensics.adapters.peft_types import TYPES, WEIGHTLESS
@@ -141,10 +144,31 @@ def test_without_its_settings_it_is_not_read(tmp_path: Path) -> None:
     assert any("adapter_config.json" in finding.hint for finding in measured.notes.findings)
 
 
-def test_settings_that_do_not_fit_the_tensors_are_named(tmp_path: Path) -> None:
-    """Another rank than the file's."""
+@pytest.mark.parametrize("value", [3, -1, 0, "four", None, [4], 10**15])
+def test_settings_that_do_not_fit_the_tensors_are_named(value: object, tmp_path: Path) -> None:
+    """Another rank than the file's, or none."""
     saved = Saved(tmp_path, *trained("DELORA", r=4))
-    saved.set(r=3)
+    saved.set(r=value)
     measured = saved.measure()
     assert measured.layers.is_empty()
     assert any("peft cannot rebuild it" in finding.hint for finding in measured.notes.findings)
+
+
+def test_a_layer_that_the_base_lacks_is_named_where_layers_share(tmp_path: Path) -> None:
+    """A projection as large as the largest layer cannot be drawn again without that layer's shape."""
+    saved = Saved(tmp_path, *trained("VERA", r=4, save_projection=False))
+    save_file({name: tensor for name, tensor in saved.weights.items() if "mlp.up_proj" not in name}, saved.base)
+    measured = saved.measure()
+    assert measured.layers["cosine"].is_null().all()
+    assert any("no weight in the base model" in finding.hint for finding in measured.notes.findings)
+
+
+def test_the_same_at_every_checkpoint(tmp_path: Path) -> None:
+    """One tree serves all checkpoints of a module: none leaves a trace in it."""
+    model, base = trained("PSOFT", r=4)
+    first = Saved(tmp_path, model, base)
+    move(model)
+    model.save_pretrained(first.run / "checkpoint-20")
+    together = first.measure().layers.filter(pl.col("step") == 20)["delta_norm"].to_list()
+    shutil.rmtree(first.checkpoint)
+    assert first.measure().layers["delta_norm"].to_list() == together

@@ -57,7 +57,7 @@ class ThroughPeft(AdapterKind):
     def layout(self, shapes: Shapes, config: AdapterConfig, module: str) -> Layout | Unresolved | None:  # noqa: ARG002 (any)
         """Shape and rank are peft's business; nothing can be rebuilt without its configuration."""
         if not module.startswith(PEFT_PREFIX):
-            return Unresolved(f"tensors of {self.name} under a name that peft does not write")
+            return None
         if config.peft_type not in self.peft_types:
             return Unresolved(f"{self.name} is read with the settings in adapter_config.json, which is missing")
         return Layout(None, None, None)

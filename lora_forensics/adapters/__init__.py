@@ -166,7 +166,8 @@ def read_layout(infos: Mapping[str, TensorInfo], settings: Settings | None = Non
     for module, names in grouped.items():
         found = _recognise(module, names, infos, settings.of(module), kinds, shared)
         if isinstance(found, Unresolved):  # a bias that was trained beside the adapter
-            beside = [name for name in names if any(kind.companion and kind.keys.fullmatch(name) for kind in kinds)]
+            plain = [kind.keys.fullmatch(name) for name in names for kind in kinds if kind.companion]
+            beside = [match.string for match in plain if match and match.group("module") == module]
             rest = [name for name in names if name not in beside]
             again = _recognise(module, rest, infos, settings.of(module), kinds, shared) if beside and rest else None
             if isinstance(again, AdapterModule):

@@ -22,6 +22,7 @@ class ExpertLoRA(LoRA):
     name = "lora-experts"
     about = KindDoc("LoRA on fused experts", "s B_e A_e for every expert e", "Hu et al. 2021; PEFT with target_parameters")
     suffixes: Mapping[str, str] = {role: LoRA.suffixes[role] for role in ("down", "up", "bias")}
+    scalars = frozenset()
 
     def layout(self, shapes: Shapes, config: AdapterConfig, module: str) -> Layout | None:
         """Only where a parameter was asked for whose rank is a part of that in the file."""

@@ -58,6 +58,11 @@ def operand(factors: Tensor, entries: int, device: torch.device) -> Tensor:
     return factors.float().to(device)
 
 
+def derived_operand(factors: Tensor, entries: int, device: torch.device) -> Tensor:
+    """The same for float64 factors that were computed: no more exact than float32 beside a large weight."""
+    return operand(factors if entries <= SMALL_WEIGHT else factors.float(), entries, device)
+
+
 def product(frozen: Tensor, factors: Tensor) -> Tensor:
     """W @ factors^T in the factors' type, sums in float32 or wider."""
     if frozen.dtype == factors.dtype and factors.element_size() == 2 and _sums_in_float32(factors.device):

@@ -12,8 +12,8 @@ from torch import Tensor
 from lora_forensics.moments.arithmetic import (
     blocks,
     count_nonfinite,
+    derived_operand,
     mask,
-    operand,
     product,
     rounding,
     wide_device,
@@ -204,8 +204,8 @@ def _column_norms(
     count, _, rank = up.shape
     c2 = torch.zeros(weight.columns, dtype=torch.float64, device=wide)
     mixed = torch.zeros(count * rank, weight.columns, dtype=torch.float64, device=wide)
-    stacked = up.transpose(1, 2).reshape(count * rank, weight.rows).float()
-    ready = operand(stacked, weight.rows * weight.columns, device)
+    stacked = up.transpose(1, 2).reshape(count * rank, weight.rows)
+    ready = derived_operand(stacked, weight.rows * weight.columns, device)
     for start, stop in blocks(weight.rows, 20 * weight.columns):
         frozen = widened(weight.read(start, stop)).to(wide)
         c2 += frozen.double().square().sum(dim=0)
@@ -223,8 +223,8 @@ def _column_terms(
     own, before, last = slice(1, None), slice(None, -1), max(count - 1, 0)
     scaled = [down * g[:, None], down * (g * h)[:, None]]
     scaled += [down[before] * (g[before] * h[own])[:, None], down[own] * (g[own] * h[before])[:, None]]
-    factors = operand(torch.cat([part.reshape(-1, weight.columns) for part in scaled]).float(), entries, device)
-    squares = operand(torch.cat([h, h.square(), h[own] * h[before]]).float(), entries, device)
+    factors = derived_operand(torch.cat([part.reshape(-1, weight.columns) for part in scaled]), entries, device)
+    squares = derived_operand(torch.cat([h, h.square(), h[own] * h[before]]), entries, device)
     gram = (down * g.square()[:, None]) @ down.mT
     gram_cross = (down[own] * (g[own] * g[before])[:, None]) @ down[before].mT
     w2 = torch.empty(rows, dtype=torch.float64, device=wide)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from lora_forensics.adapters import read_layout
+from lora_forensics.adapters import read_layout, read_settings
 from lora_forensics.errors import LoraForensicsError
 from lora_forensics.records import SCHEMA, Checkpoint, Run, Skipped, describe_adapter
 from lora_forensics.reports.text import count, number, plain
@@ -115,11 +115,12 @@ def _adapter(run: Run) -> tuple[str | None, int | None]:
     if first is None or first.path.suffix in PICKLES:
         return None, None
     try:
-        layout = read_layout(open_tensors(first.path).infos)
+        file = open_tensors(first.path)
+        layout = read_layout(file.infos, read_settings(first.config, file.metadata))
     except LoraForensicsError:
         return None, None
     kinds = sorted({module.kind for module in layout.modules.values()})
-    ranks = sorted({module.layout.rank for module in layout.modules.values()})
+    ranks = sorted({module.layout.rank for module in layout.modules.values() if module.layout.rank})
     return describe_adapter(kinds or ["a kind that is not read"], ranks), len(layout.modules) + len(layout.unread)
 
 

@@ -49,6 +49,8 @@ class MeasureOptions:
     """The base model may be fetched from the Hugging Face hub."""
     search_root: Path | None = None
     """The folder that the run was found under; bounds the search for its base."""
+    spectra: bool = False
+    """All singular values of every change, also of those that a dense decomposition is needed for."""
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
@@ -92,7 +94,7 @@ def measure_run(
     found = tuple(str(path.resolve()) for path in frozen.paths) if frozen else ()
     # a base that was there and is gone for now (another disk, another folder) must not cost what was measured with it
     away = known if frozen is None and known is not None and known.notes.base.matched else None
-    measured_with = away.notes.measured_with if away else _key(frozen)
+    measured_with = away.notes.measured_with if away else _key(frozen, options)
     reusable = known if known and known.notes.measured_with == measured_with else None
     fresh = unmeasured(run, reusable)
     waiting = {run.checkpoints[index].name for index in fresh} if away else set()
@@ -124,7 +126,7 @@ def _measure(run: Run, indices: list[int], frozen: BaseModel | None, options: Me
     device = resolve_device(options.device)
     paths, fingerprint = (tuple(frozen.paths), frozen.fingerprint) if frozen else ((), "")
     units = [
-        Unit(run.name, run.checkpoints[start:stop], lead, paths, fingerprint, device)
+        Unit(run.name, run.checkpoints[start:stop], lead, paths, fingerprint, device, options.spectra)
         for start, stop, lead in _spans(indices, [c.size for c in run.checkpoints], options.memory)
     ]
     options.progress.begin(run.name, len(indices))
@@ -185,9 +187,9 @@ def _find_base(
         return None, f"{error.message}. {error.hint}" if error.hint else error.message
 
 
-def _key(frozen: BaseModel | None) -> str:
+def _key(frozen: BaseModel | None, options: MeasureOptions) -> str:
     columns = ",".join(column.name for column in LAYER_COLUMNS)
-    text = f"{SCHEMA}|{columns}|{frozen.fingerprint if frozen else ''}"
+    text = f"{SCHEMA}|{columns}|{frozen.fingerprint if frozen else ''}{'|spectra' if options.spectra else ''}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -15,7 +15,9 @@ MEASURING_RULES = frozenset(
 )  # fmt: skip
 """Rules of findings that come from measuring: kept when rows are reused."""
 
-_SVD_INITIALISED = ("pissa", "olora", "corda", "loftq", "eva", "mica")
+_SVD_INITIALISED = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Initialisations that change the base weight; EVA, MiCA and others start with B @ A = 0 on the stock one."""
+
 _LISTED = 5
 """Names that a message lists before it says how many more there are."""
 
@@ -62,7 +64,8 @@ class Notices:
         svd = [name for name in self.initialisations if name.startswith(_SVD_INITIALISED)]
         if svd:
             message = f"the adapter starts from {', '.join(svd)}: B @ A is not the change of the stock base weight"
-            hint = "read the cosines with care: the turning point of the method is not defined for it"
+            hint = "cosines to the stock base are not the method's: keep the adapter as it was before the first step"
+            hint += " in a folder named `init` beside the checkpoints, and it is subtracted"
             found.append(Finding("svd-initialised", "warning", message, hint))
         return found
 

@@ -7,19 +7,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lora_forensics.adapters import KINDS, AdapterLayout, AdapterModule, read_layout, read_settings
+from lora_forensics.adapters import (
+    KINDS,
+    AdapterLayout,
+    AdapterModule,
+    Layer,
+    Settings,
+    Stack,
+    read_layout,
+    read_settings,
+)
 from lora_forensics.base_model import BaseModel, open_base
 from lora_forensics.errors import CheckpointError
 from lora_forensics.metrics import METRICS
-from lora_forensics.moments import Weight, full_precision
+from lora_forensics.moments import Weight, count_nonfinite, full_precision
 from lora_forensics.notices import Notices
 from lora_forensics.records import Checkpoint, Skipped, Unresolved, WeightRef
 from lora_forensics.series import MODULE_COLUMNS
@@ -41,6 +50,8 @@ class Unit:
     device: str
     align: bool = False
     """Also compare neighbours that are stored in other types or ranks: widened, and padded with zeros."""
+    spectra: bool = False
+    """All singular values of every change, whatever that takes."""
 
 
 @dataclass(slots=True)
@@ -58,6 +69,10 @@ class UnitResult:
     """Module to the weight below it; of several shapes of a module the last."""
 
 
+References = dict[tuple[str, int | None, int | None], WeightRef | Unresolved]
+"""Module and shape to the weight below it."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Loaded:
     """One checkpoint in memory."""
@@ -69,6 +84,7 @@ class _Loaded:
     tensors: dict[str, dict[str, torch.Tensor]]
     """Module to role to tensor."""
     scales: dict[str, float | None]
+    settings: Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +101,10 @@ class _Entry:
     def signature(self, align: bool) -> tuple[Any, ...]:
         """What must be equal for entries to be stacked."""
         tensors = sorted(self.tensors.items())
+        layout = self.module.layout
         if align:
-            layout = self.module.layout
             return self.module.kind, layout.rows, layout.columns, tuple((role, t.dim()) for role, t in tensors)
-        return self.module.kind, tuple((role, t.shape, t.dtype) for role, t in tensors)
+        return self.module.kind, layout, tuple((role, t.shape, t.dtype) for role, t in tensors)
 
 
 def measure_unit(unit: Unit, advance: Callable[[float], None] | None = None) -> UnitResult:
@@ -109,15 +125,18 @@ def measure_unit(unit: Unit, advance: Callable[[float], None] | None = None) -> 
                 ref = found if isinstance(found, WeightRef) else None
                 if ref is not None:
                     result.refs[name] = ref
-                _measure_group(unit, group, base, ref, result)
+                try:
+                    _measure_group(unit, group, base, ref, partial(_below, base, group[0], references), result)
+                except CheckpointError as error:
+                    result.notices.unread[name] = error.message
             if advance is not None:
                 advance(share)
     return result
 
 
-def _references(base: BaseModel, loaded: list[_Loaded]) -> dict[tuple[str, int, int], WeightRef | Unresolved]:
+def _references(base: BaseModel, loaded: list[_Loaded]) -> References:
     """The weight below every module in every shape that it has: two trainings may share a folder."""
-    found: dict[tuple[str, int, int], WeightRef | Unresolved] = {}
+    found: References = {}
     for entry in loaded:
         modules = entry.layout.modules
         shapes = {name: (module.layout.rows, module.layout.columns) for name, module in modules.items()}
@@ -126,21 +145,34 @@ def _references(base: BaseModel, loaded: list[_Loaded]) -> dict[tuple[str, int, 
     return found
 
 
+def _below(base: BaseModel | None, entry: _Entry, references: References) -> dict[str, Layer | None]:
+    """All modules of the entry's kind in its checkpoint, and the layers that the base has for them."""
+    found: dict[str, Layer | None] = {}
+    for name, module in entry.loaded.layout.modules.items():
+        if module.kind == entry.module.kind:
+            ref = references.get((name, module.layout.rows, module.layout.columns))
+            found[name] = _layer(base, ref) if base and isinstance(ref, WeightRef) else None
+    return found
+
+
 def _load(unit: Unit, index: int, result: UnitResult) -> _Loaded | None:
     checkpoint = unit.checkpoints[index]
     try:
         file = open_tensors(checkpoint.path)
-        layout = read_layout(file.infos)
+        settings = read_settings(checkpoint.config, file.metadata)
+        layout = read_layout(file.infos, settings)
         if not layout.modules and not layout.unread:
             raise CheckpointError("no adapter in it: none of its tensors is one that an adapter writes")
-        settings = read_settings(checkpoint.config, file.metadata)
-        # in the file's own order: one pass over the disk
-        owners = {key: (name, role) for name, module in layout.modules.items() for role, key in module.keys.items()}
+        owners: dict[str, list[tuple[str, str]]] = {}
+        for name, module in layout.modules.items():
+            for role, key in module.keys.items():
+                owners.setdefault(key, []).append((name, role))
         tensors: dict[str, dict[str, torch.Tensor]] = {name: {} for name in layout.modules}
-        for key in file.infos:
+        for key in file.infos:  # in the file's own order: one pass over the disk
             if key in owners:
-                name, role = owners[key]
-                tensors[name][role] = file.read(key)
+                read = file.read(key)
+                for name, role in owners[key]:
+                    tensors[name][role] = read
     except CheckpointError as error:
         result.skipped.append(Skipped.because(checkpoint.path, error))
         return None
@@ -160,11 +192,11 @@ def _load(unit: Unit, index: int, result: UnitResult) -> _Loaded | None:
         kind = KINDS[module.kind]
         values = {role: t.item() for role, t in tensors[name].items() if role in kind.scalars and t.numel() == 1}
         scales[name] = kind.scale(values, config, name, module.layout.rank)
-        if config.initialisation:
+        if config.initialisation and not kind.corrected:
             notices.initialisations[config.initialisation] = None
-        if scales[name] is None:
+        if scales[name] is None and kind.scaled:
             notices.scale_unknown[name] = None
-    return _Loaded(index, checkpoint, layout, tensors, scales)
+    return _Loaded(index, checkpoint, layout, tensors, scales, settings)
 
 
 def _groups(name: str, loaded: list[_Loaded], align: bool) -> Iterator[list[_Entry]]:
@@ -176,25 +208,40 @@ def _groups(name: str, loaded: list[_Loaded], align: bool) -> Iterator[list[_Ent
 
 
 def _measure_group(
-    unit: Unit, group: list[_Entry], base: BaseModel | None, ref: WeightRef | None, result: UnitResult
+    unit: Unit,
+    group: list[_Entry],
+    base: BaseModel | None,
+    ref: WeightRef | None,
+    layers: Callable[[], dict[str, Layer | None]],
+    result: UnitResult,
 ) -> None:
     lead = int(unit.lead and group[0].loaded.index == 0)
     if len(group) == lead:
         return
     first = group[0].module
     kind = KINDS[first.kind]
-    roles = [role for role in first.keys if role not in kind.scalars]
-    stacked = {role: _stack([entry.tensors[role] for entry in group]) for role in roles}
+    stacked = {role: _stack([entry.tensors[role] for entry in group]) for role in first.keys}
     scales = [entry.loaded.scales[first.name] for entry in group]
-    scale = torch.tensor([1.0 if value is None else value for value in scales], dtype=torch.float64)
+    stack = Stack(
+        module=first.name,
+        layout=first.layout,
+        tensors={role: tensor for role, tensor in stacked.items() if role not in kind.scalars | kind.aside},
+        scale=torch.tensor([1.0 if value is None else value for value in scales], dtype=torch.float64),
+        lead=lead,
+        config=group[0].loaded.settings.of(first.name),
+        layers=layers,
+        bias=lambda: None if base is None or ref is None else base.bias(ref),
+    )
     weight = None if base is None or ref is None else _weight(base, ref)
-    moments = kind.change(stacked, scale, lead).moments(weight, torch.device(unit.device))
+    moments = kind.change(stack).moments(weight, torch.device(unit.device), unit.spectra)
+    aside = [stacked[role] for role in first.keys if role in kind.aside]
+    if aside:
+        moments = replace(moments, nonfinite=moments.nonfinite + count_nonfinite(*aside)[lead:])
     count = len(group) - lead
     for metric in METRICS:
-        known = (weight is not None or not metric.needs_base) and (
-            not metric.needs_core or moments.singular.shape[1] > 0
-        )
+        known = metric.needs <= moments.known
         result.rows[metric.column.name].extend(metric.compute(moments).tolist() if known else [None] * count)
+    rows, columns = (weight.rows, weight.columns) if weight else (first.layout.rows, first.layout.columns)
     same = {
         "run": unit.run,
         "component": first.component,
@@ -204,8 +251,8 @@ def _measure_group(
         "role": first.role,
         "adapter": first.kind,
         "rank": first.layout.rank,
-        "rows": first.layout.rows,
-        "columns": first.layout.columns,
+        "rows": rows,
+        "columns": columns,
     }
     for column, value in same.items():
         result.rows[column].extend([value] * count)
@@ -213,7 +260,7 @@ def _measure_group(
         result.rows["step"].append(entry.loaded.checkpoint.step)
         result.rows["epoch"].append(entry.loaded.checkpoint.epoch)
         result.rows["checkpoint"].append(entry.loaded.checkpoint.name)
-        result.rows["scale"].append(known_scale)
+        result.rows["scale"].append(known_scale if kind.scaled else None)
 
 
 def _stack(tensors: list[torch.Tensor]) -> torch.Tensor:
@@ -227,9 +274,16 @@ def _stack(tensors: list[torch.Tensor]) -> torch.Tensor:
     return stacked
 
 
+@lru_cache(maxsize=4096)
 def _weight(base: BaseModel, ref: WeightRef) -> Weight:
+    """One value for each weight, so that what is remembered of it serves the next unit too."""
     rows, columns = base.shape(ref)
     return Weight(rows, columns, lambda start, stop: base.rows(ref, start, stop))
+
+
+@lru_cache(maxsize=4096)
+def _layer(base: BaseModel, ref: WeightRef) -> Layer:
+    return Layer(base.stored_shape(ref), ref.transposed and not ref.embedding, ref.embedding)
 
 
 @lru_cache(maxsize=1)

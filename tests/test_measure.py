@@ -368,10 +368,10 @@ def test_a_rank_that_changes_inside_a_run_is_measured(tmp_path: Path) -> None:
 
 
 def test_an_svd_initialised_adapter_is_named(tmp_path: Path) -> None:
-    """PiSSA changes the base weight: its cosines are not the method's."""
+    """CorDA changes the base weight by what data say: its cosines are not the method's."""
     written = peft_run(tmp_path, steps=[10])
     config = written.path / "checkpoint-10" / "adapter_config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "init_lora_weights": "pissa"}))
+    config.write_text(json.dumps({**json.loads(config.read_text()), "init_lora_weights": "corda"}))
     rules = {finding.rule for finding in measure_run(discover(written.path), written.base).notes.findings}
     assert "svd-initialised" in rules
 

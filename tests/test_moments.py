@@ -8,36 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from references import METRIC, dense
 
 from lora_forensics.metrics import METRICS
 from lora_forensics.moments import SMALL_WEIGHT, LowRankChange, Moments, Weight, full_precision
-
-METRIC = {metric.column.name: metric.compute for metric in METRICS}
-
-
-def dense(weight: torch.Tensor, delta: torch.Tensor, previous: torch.Tensor | None) -> dict[str, float]:
-    """Every metric by its definition, in float64, on the dense change."""
-    cosine = torch.nn.functional.cosine_similarity
-    moved = weight + delta
-    singular = torch.linalg.svdvals(delta)
-    share = singular / singular.sum()
-    share = share[share > 0]
-    found = {
-        "cosine": (weight * delta).sum() / (weight.norm() * delta.norm()),
-        "cosine_rowwise": cosine(weight, delta, dim=1).mean(),
-        "delta_norm": delta.norm(),
-        "base_norm": weight.norm(),
-        "relative_norm": delta.norm() / weight.norm(),
-        "magnitude_change": (moved.norm(dim=1) - weight.norm(dim=1)).abs().mean(),
-        "direction_change": (1 - cosine(weight, moved, dim=1)).mean(),
-        "spectral_norm": singular[0],
-        "stable_rank": delta.norm() ** 2 / singular[0] ** 2,
-        "effective_rank": (-(share * share.log()).sum()).exp(),
-    }
-    if previous is not None:
-        found["rotation"] = 1 - (delta * previous).sum() / (delta.norm() * previous.norm())
-        found["step_size"] = (delta - previous).norm()
-    return {name: value.item() for name, value in found.items()}
 
 
 def factors(
@@ -105,7 +79,7 @@ def test_rows_in_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A working memory of a few rows gives the same moments as one block."""
     weight, down, up = factors(3, 50, 20, 4)
     whole = moments_of(weight, down, up, torch.device("cpu"))
-    monkeypatch.setattr("lora_forensics.moments.WORKING_BYTES", 5000)
+    monkeypatch.setattr("lora_forensics.moments.arithmetic.WORKING_BYTES", 5000)
     parts = moments_of(weight, down, up, torch.device("cpu"))
     for name in METRIC:
         torch.testing.assert_close(METRIC[name](parts), METRIC[name](whole), rtol=1e-12, atol=1e-15, equal_nan=True)
@@ -149,7 +123,7 @@ def test_without_a_base_only_what_needs_one_is_missing() -> None:
     known = moments_of(weight, down, up, torch.device("cpu"), scale=1.0)
     for metric in METRICS:
         values = metric.compute(moments)
-        if metric.needs_base:
+        if "weight" in metric.needs:
             assert values.isnan().all()
         else:
             torch.testing.assert_close(values, metric.compute(known), equal_nan=True)

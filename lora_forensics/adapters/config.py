@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,30 @@ class AdapterConfig:
     """Regular expressions for module names to their own alpha; the first that fits counts."""
     initialisation: str = ""
     """`init_lora_weights` where it is no plain one: pissa, olora, ..."""
+    values: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """All of it as it was read: what only one kind asks for."""
+    folder: Path | None = field(default=None, compare=False)
+    """Where it lies, if beside the checkpoint."""
+
+    @property
+    def peft_type(self) -> str:
+        """The type that peft gave it, in capitals; '' where it is not told."""
+        return str(self.values.get("peft_type") or "").upper()
+
+    def rank(self, module: str) -> int | None:
+        """The rank that was asked for, by pattern or for all modules."""
+        patterns = self.values.get("rank_pattern")
+        rank = self.values.get("r")
+        for pattern, value in (patterns if isinstance(patterns, dict) else {}).items():
+            if _fits(str(pattern), module.removeprefix("base_model.model.")):
+                rank = value
+                break
+        return rank if isinstance(rank, int) and rank > 0 else None
+
+    def flag(self, name: str, default: bool = False) -> bool:
+        """A switch; kohya writes it as a word."""
+        value = self.values.get(name, default)
+        return value.lower() == "true" if isinstance(value, str) else bool(value)
 
     def scale(self, module: str, rank: int) -> float | None:
         """The multiplier on B @ A of one module, or None if no alpha is known."""
@@ -54,7 +78,7 @@ class Settings:
 
 
 def read_settings(config: Path | None, metadata: Mapping[str, str]) -> Settings:
-    """The configuration beside a checkpoint (adapter_config.json) or in its header (diffusers).
+    """The configuration beside a checkpoint (adapter_config.json) or in its header (diffusers, kohya).
 
     Raises:
         CheckpointError: adapter_config.json is there but cannot be read.
@@ -63,12 +87,15 @@ def read_settings(config: Path | None, metadata: Mapping[str, str]) -> Settings:
         beside = read_object(config)
         if beside is None:
             raise CheckpointError(f"{config}: is no JSON object", "copy it from another checkpoint of the run")
-        return Settings({"": _parse(beside)})
+        return Settings({"": replace(_parse(beside), folder=config.parent)})
     grouped: dict[str, dict[str, Any]] = {}
     for key, value in (parse_object(metadata.get("lora_adapter_metadata", "")) or {}).items():
         prefix, _, name = str(key).partition(".")
         grouped.setdefault(prefix, {})[name] = value
-    return Settings({prefix: _parse(values) for prefix, values in grouped.items()})
+    found = {prefix: _parse(values) for prefix, values in grouped.items()}
+    arguments = parse_object(metadata.get("ss_network_args", "")) or {}
+    kohya = {**arguments, **{key: value for key, value in metadata.items() if key.startswith("ss_network_")}}
+    return Settings({"": AdapterConfig(values=kohya), **found} if kohya else found)
 
 
 def _fits(pattern: str, name: str) -> bool:
@@ -86,8 +113,9 @@ def _parse(values: Mapping[str, Any]) -> AdapterConfig:
     pattern = values.get("alpha_pattern")
     alphas = {str(k): as_number(v) for k, v in pattern.items()} if isinstance(pattern, dict) else {}
     return AdapterConfig(
-        alpha=as_number(values.get("lora_alpha")),
+        alpha=as_number(values.get("lora_alpha", values.get("alpha"))),
         rank_stabilised=bool(values.get("use_rslora")),
         alpha_pattern={key: alpha for key, alpha in alphas.items() if alpha is not None},
         initialisation=initialisation.lower() if isinstance(initialisation, str) else "",
+        values=values,
     )

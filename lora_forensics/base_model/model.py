@@ -46,6 +46,27 @@ class BaseModel:
             raise BaseModelError(f"{self.path}: the parts of {ref.label()} have different numbers of columns")
         return shape
 
+    def stored_shape(self, ref: WeightRef) -> Shape:
+        """The shape of a weight, or of its rows in a larger one, as the base stores it: in x out if transposed."""
+        rows, columns = self.shape(ref)
+        if ref.transposed and not ref.embedding:
+            return columns, rows
+        return rows, *self.shapes[ref.parts[0].tensor][1:]
+
+    def bias(self, ref: WeightRef) -> torch.Tensor | None:
+        """The bias (rows,) beside a weight, as safetensors' names have it; None where there is none."""
+        import torch
+
+        names = [f"{part.tensor.removesuffix('.weight')}.bias" for part in ref.parts]
+        if ref.embedding or any(name not in self.shapes or len(self.shapes[name]) != 1 for name in names):
+            return None
+        with _base_model_errors():
+            pieces = []
+            for part, name in zip(ref.parts, names, strict=True):
+                start, stop = part.rows or (0, self.shapes[name][0])
+                pieces.append(self.tensors.read_slice(name, 0, start, stop))
+        return torch.cat(pieces) if sum(map(len, pieces)) == self.shape(ref)[0] else None
+
     def dtype(self, ref: WeightRef) -> str:
         """The type that a weight is stored in, as safetensors writes it: F32, BF16, ..."""
         return self.tensors.infos[ref.parts[0].tensor].dtype

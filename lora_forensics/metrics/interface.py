@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,10 +21,8 @@ class Metric:
     column: Column
     compute: Callable[[Moments], Tensor]
     """Moments of c checkpoints to (c,) values; NaN where undefined."""
-    needs_base: bool = False
-    """Null without a base model."""
-    needs_core: bool = False
-    """Null where the change has no low-rank core."""
+    needs: frozenset[str]
+    """What of the moments must be known; null else."""
 
 
 def metric(
@@ -33,14 +31,13 @@ def metric(
     unit: str = "",
     formula: str = "",
     source: str = "",
-    needs_base: bool = False,
-    needs_core: bool = False,
+    needs: Collection[str] = ("change",),
 ) -> Callable[[Callable[[Moments], Tensor]], Metric]:
     """Turn a function into a metric; its column is called as the function is."""
 
     def declare(function: Callable[[Moments], Tensor]) -> Metric:
         dtype = "Int64" if unit == "entries" else "Float64"
         column = Column(function.__name__, dtype, meaning, unit, formula, source)
-        return Metric(column, function, needs_base, needs_core)
+        return Metric(column, function, frozenset(needs))
 
     return declare

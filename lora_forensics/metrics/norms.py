@@ -20,13 +20,13 @@ def delta_norm(batch: Moments) -> Tensor:
     return batch.norm2.sqrt()
 
 
-@metric("Frobenius norm of the frozen weight", formula="|W|", needs_base=True)
+@metric("Frobenius norm of the frozen weight", formula="|W|", needs=("weight",))
 def base_norm(batch: Moments) -> Tensor:
     """|W|, (c,), the same at every checkpoint."""
     return batch.w2.sum().sqrt().expand(len(batch.d2))
 
 
-@metric("size of the change relative to the frozen weight", formula="|D| / |W|", needs_base=True)
+@metric("size of the change relative to the frozen weight", formula="|D| / |W|", needs=("weight", "change"))
 def relative_norm(batch: Moments) -> Tensor:
     """|D| / |W|, (c,)."""
     return (batch.norm2 / batch.w2.sum()).sqrt()
@@ -36,7 +36,7 @@ def relative_norm(batch: Moments) -> Tensor:
     "mean over output rows of how much the row's length changes",
     formula="mean_n | |W_n + D_n| - |W_n| |",
     source=_DORA,
-    needs_base=True,
+    needs=("weight", "change"),
 )
 def magnitude_change(batch: Moments) -> Tensor:
     """Mean change of the rows' norms, (c,); written so that nothing cancels for a small D."""
@@ -49,7 +49,7 @@ def magnitude_change(batch: Moments) -> Tensor:
     "mean over output rows of how much the row turns; rows with a zero norm left out",
     formula="mean_n 1 - cos(W_n, W_n + D_n)",
     source=_DORA,
-    needs_base=True,
+    needs=("weight", "change"),
 )
 def direction_change(batch: Moments) -> Tensor:
     """Mean of 1 - cos, (c,), by sin^2 / (1 + cos), which does not cancel for a small D."""
@@ -60,19 +60,19 @@ def direction_change(batch: Moments) -> Tensor:
     return turned.sum(dim=-1) / (product != 0).sum(dim=-1)
 
 
-@metric("Frobenius norm of the down factor", formula="|A|")
+@metric("Frobenius norm of the down factor", formula="|A|", needs=("factors",))
 def down_norm(batch: Moments) -> Tensor:
     """|A|, (c,)."""
     return batch.down_norm
 
 
-@metric("Frobenius norm of the up factor", formula="|B|")
+@metric("Frobenius norm of the up factor", formula="|B|", needs=("factors",))
 def up_norm(batch: Moments) -> Tensor:
     """|B|, (c,)."""
     return batch.up_norm
 
 
-@metric("NaN or Inf entries in the module's tensors", unit="entries")
+@metric("NaN or Inf entries in the module's tensors", unit="entries", needs=())
 def nonfinite(batch: Moments) -> Tensor:
     """Count, (c,)."""
     return batch.nonfinite

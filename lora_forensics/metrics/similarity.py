@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     "cosine of the change and the frozen weight, both flattened; NaN for a zero or non-finite change",
     formula="<D,W> / (|D| |W|)",
     source=f"{PAPER}, Eq. 2",
-    needs_base=True,
+    needs=("weight", "change"),
 )
 def cosine(batch: Moments) -> Tensor:
     """Flat cosine, (c,)."""
@@ -28,7 +28,7 @@ def cosine(batch: Moments) -> Tensor:
     "standard deviation of the cosine that comes from rounding the stored adapter to its type",
     formula="0.23 eps sqrt(2 sum (B * (W A^T))^2) s / (|D| |W|)",
     source="docs/method.md",
-    needs_base=True,
+    needs=("weight", "change", "noise"),
 )
 def cosine_noise(batch: Moments) -> Tensor:
     """Storage noise of the flat cosine, (c,)."""
@@ -39,7 +39,7 @@ def cosine_noise(batch: Moments) -> Tensor:
     "mean over output rows of the rows' cosines, rows with a zero norm left out; NaN if none is left",
     formula="mean_n <D_n,W_n> / (|D_n| |W_n|)",
     source=f"{PAPER}, the released language-model code",
-    needs_base=True,
+    needs=("weight", "change"),
 )
 def cosine_rowwise(batch: Moments) -> Tensor:
     """Row-wise cosine, (c,)."""

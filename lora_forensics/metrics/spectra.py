@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from lora_forensics.moments import Moments
 
 
-@metric("largest singular value of the change", formula="s_1", needs_core=True)
+@metric("largest singular value of the change", formula="s_1", needs=("largest",))
 def spectral_norm(batch: Moments) -> Tensor:
     """s_1, (c,)."""
     return batch.singular[:, 0]
@@ -22,7 +22,7 @@ def spectral_norm(batch: Moments) -> Tensor:
     "how many directions carry the change, by energy; NaN for a zero change",
     formula="|D|^2 / s_1^2",
     source="Rudelson and Vershynin, Sampling from large matrices, 2007",
-    needs_core=True,
+    needs=("change", "largest"),
 )
 def stable_rank(batch: Moments) -> Tensor:
     """Between 1 and the rank, (c,)."""
@@ -33,7 +33,7 @@ def stable_rank(batch: Moments) -> Tensor:
     "how many directions carry the change, by entropy; NaN for a zero change",
     formula="exp(-sum p log p), p = s / sum(s)",
     source="Roy and Vetterli, The effective rank, 2007",
-    needs_core=True,
+    needs=("spectrum",),
 )
 def effective_rank(batch: Moments) -> Tensor:
     """Between 1 and the rank, (c,)."""

@@ -1,0 +1,58 @@
+"""LoRA on fused experts (PEFT's `target_parameters`): every expert of a parameter has its own pair in one pair of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from lora_forensics.adapters.config import AdapterConfig
+from lora_forensics.adapters.interface import KindDoc, Layout, Shapes, Stack
+from lora_forensics.adapters.lora import LoRA
+
+if TYPE_CHECKING:
+    from lora_forensics.moments import StackedLowRankChange
+
+
+class ExpertLoRA(LoRA):
+    """A is (experts * rank, in), an expert's rows together; B is (out, rank * experts), the expert fastest.
+
+    A module here is one parameter: the experts' weights are stacked along their outputs.
+    """
+
+    name = "lora-experts"
+    about = KindDoc(
+        "LoRA on fused experts", "s B_e A_e for every expert e", "Hu et al. 2021; PEFT with target_parameters"
+    )
+    suffixes: Mapping[str, str] = {role: LoRA.suffixes[role] for role in ("down", "up", "bias")}
+    scalars = frozenset()
+
+    def layout(self, shapes: Shapes, config: AdapterConfig, module: str) -> Layout | None:
+        """Only where a parameter was asked for whose rank is a part of that in the file."""
+        whole = super().layout(shapes, config, module)
+        experts = _experts(config, module, None if whole is None else whole.rank)
+        if whole is None or whole.rank is None or whole.rows is None or experts is None:
+            return None
+        return Layout(whole.rank // experts, whole.rows * experts, whole.columns)
+
+    def change(self, stack: Stack) -> StackedLowRankChange:
+        """One pair an expert."""
+        from lora_forensics.moments import StackedLowRankChange
+
+        down, up = stack.tensors["down"], stack.tensors["up"]
+        rank = stack.layout.rank or 1
+        down = down.unflatten(1, (-1, rank))
+        up = up.unflatten(2, (rank, -1)).permute(0, 3, 1, 2)
+        return StackedLowRankChange(down, up, stack.scale, stack.lead)
+
+
+def _experts(config: AdapterConfig, module: str, rank: int | None) -> int | None:
+    """How many there are, more than one."""
+    asked = config.rank(module)
+    wanted = config.values.get("target_parameters")
+    if not rank or not asked or rank % asked or rank == asked or not isinstance(wanted, list):
+        return None
+    path = module.removesuffix(".base_layer")
+    while path.endswith(".base_layer"):
+        path = path.removesuffix(".base_layer")
+    holders = {str(name).rpartition(".")[0] for name in wanted}
+    return rank // asked if any(f".{path}".endswith(f".{holder}") for holder in holders) else None

@@ -143,9 +143,10 @@ def _load(unit: Unit, index: int, result: UnitResult) -> _Loaded | None:
                 owners.setdefault(key, []).append((name, role))
         tensors: dict[str, dict[str, torch.Tensor]] = {name: {} for name in layout.modules}
         for key in file.infos:  # in the file's own order: one pass over the disk
-            read = file.read(key) if key in owners else None
-            for name, role in owners.get(key, ()):
-                tensors[name][role] = read
+            if key in owners:
+                read = file.read(key)
+                for name, role in owners[key]:
+                    tensors[name][role] = read
     except CheckpointError as error:
         result.skipped.append(Skipped.because(checkpoint.path, error))
         return None

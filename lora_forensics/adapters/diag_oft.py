@@ -18,7 +18,11 @@ class DiagOFT(AdapterKind):
     """Square blocks, their constraint (stored as alpha), and a factor for each output if it is rescaled."""
 
     name = "diag-oft"
-    about = KindDoc("OFT (diag-oft)", "diag(s) R^T W - W, R block-diagonal orthogonal on the outputs", "Qiu et al. 2023; LyCORIS, kohya")
+    about = KindDoc(
+        "OFT (diag-oft)",
+        "diag(s) R^T W - W, R block-diagonal orthogonal on the outputs",
+        "Qiu et al. 2023; LyCORIS, kohya",
+    )
     suffixes: Mapping[str, str] = {"blocks": r"\.oft_blocks", "factor": r"\.rescale", "alpha": r"\.alpha"}
     axes = 3
     """Of the blocks: number, rows, columns."""

@@ -1,4 +1,4 @@
-"""LoHa (Hyeon-Woo et al. 2022, FedPara): the elementwise product of two low-rank matrices, in LyCORIS' and PEFT's files."""
+"""LoHa (Hyeon-Woo et al. 2022, FedPara): two low-rank matrices multiplied elementwise, in LyCORIS' and PEFT's files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ class LoHa(AdapterKind):
     def layout(self, shapes: Shapes, config: AdapterConfig, module: str) -> Layout | None:
         """Both products have one shape; with a kernel the factors are (rank, out) and (rank, in)."""
         roles = set(shapes) - self.scalars
-        if roles not in (_PLAIN, _PLAIN | {"t1", "t2"}) or any(0 in shape for role, shape in shapes.items() if role in roles):
+        if roles not in (_PLAIN, _PLAIN | {"t1", "t2"}) or any(
+            0 in shape for role, shape in shapes.items() if role in roles
+        ):
             return None
         found = [_product_shape(shapes, n) for n in "12"]
         if found[0] is None or found[1] is None or found[0][1:] != found[1][1:]:

@@ -1,4 +1,4 @@
-"""LoKr (Yeh et al. 2024, LyCORIS): a Kronecker product whose sides are whole or low-rank, in LyCORIS' and PEFT's files."""
+"""LoKr (Yeh et al. 2024, LyCORIS): a Kronecker product of whole or low-rank sides, as LyCORIS and PEFT write it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ class LoKr(AdapterKind):
     """Every way to decompose its sides."""
 
     name = "lokr"
-    about = KindDoc("LoKr", "s P kron Q; P, Q whole, low-rank, or Q with a Tucker kernel", "Yeh et al. 2024; LyCORIS, PEFT")
+    about = KindDoc(
+        "LoKr", "s P kron Q; P, Q whole, low-rank, or Q with a Tucker kernel", "Yeh et al. 2024; LyCORIS, PEFT"
+    )
     suffixes: Mapping[str, str] = {
         **{role: rf"\.lokr_{role}(?:\.[^.]+)?" for role in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")},
         "alpha": r"\.alpha",
@@ -37,10 +39,10 @@ class LoKr(AdapterKind):
         left, right = {role for role in roles if role.startswith("w1")}, {role for role in roles if role[1] == "2"}
         if left not in _LEFT or right not in _RIGHT or any(0 in shapes[role] for role in roles):
             return None
-        sides = _side(shapes, "1"), _side(shapes, "2")
-        if sides[0] is None or sides[1] is None:
+        first, second = _side(shapes, "1"), _side(shapes, "2")
+        if first is None or second is None:
             return None
-        (rank1, a, c), (rank2, b, d) = sides
+        (rank1, a, c), (rank2, b, d) = first, second
         return Layout(rank1 or rank2, a * b, c * d)
 
     def scale(self, values: Mapping[str, float], config: AdapterConfig, module: str, rank: int | None) -> float | None:

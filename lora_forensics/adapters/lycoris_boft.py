@@ -15,7 +15,9 @@ class LycorisBOFT(DiagOFT):
     """Blocks with an axis of stages before them."""
 
     name = "boft-lycoris"
-    about = KindDoc("BOFT of LyCORIS", "diag(s) B_m ... B_1 W - W, B_i permuted block rotations", "Liu et al. 2024; LyCORIS")
+    about = KindDoc(
+        "BOFT of LyCORIS", "diag(s) B_m ... B_1 W - W, B_i permuted block rotations", "Liu et al. 2024; LyCORIS"
+    )
     axes = 4
 
     def turn(self, turned: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

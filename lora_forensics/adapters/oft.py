@@ -38,7 +38,6 @@ class OFT(AdapterKind):
 
     def change(self, stack: Stack) -> FormedChange:
         """As a matrix, by blocks of columns."""
-        import torch
 
         from lora_forensics.errors import CheckpointError
         from lora_forensics.moments import FormedChange, widened

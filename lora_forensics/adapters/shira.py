@@ -42,7 +42,11 @@ class SHiRA(AdapterKind):
 
         def form(index: int, weight: torch.Tensor) -> torch.Tensor:
             rows, columns = places[index].to(weight.device)
-            if len(rows) and (int(rows.max()) >= weight.shape[0] or int(columns.max()) >= weight.shape[1] or int(places[index].min()) < 0):
+            if len(rows) and (
+                int(rows.max()) >= weight.shape[0]
+                or int(columns.max()) >= weight.shape[1]
+                or int(places[index].min()) < 0
+            ):
                 raise CheckpointError("places outside of the weight")
             changed = torch.zeros_like(weight)
             return changed.index_put_((rows, columns), widened(values[index]).to(weight), accumulate=True)

@@ -21,7 +21,9 @@ class TLoRA(AdapterKind):
     """Three factors, and as many of the weight's own decomposition; all ranks are on, as at the last timestep."""
 
     name = "tlora"
-    about = KindDoc("T-LoRA", "s (P diag(l) Q - P0 diag(l0) Q0) with P0, l0, Q0 of the SVD of W", "Soboleva et al. 2025; LyCORIS")
+    about = KindDoc(
+        "T-LoRA", "s (P diag(l) Q - P0 diag(l0) Q0) with P0, l0, Q0 of the SVD of W", "Soboleva et al. 2025; LyCORIS"
+    )
     suffixes: Mapping[str, str] = {
         "up": r"\.p_layer\.weight",
         "down": r"\.q_layer\.weight",
@@ -59,7 +61,9 @@ class TLoRA(AdapterKind):
             down, up, values = (widened(tensor).flatten(2).double().to(device) for tensor in stored)
             count, rank = down.shape[:2]
             name = f"svd {part} {rank}"
-            start_down, start_up = (t.to(device) for t in weight.remember(name, lambda: _start(weight, rank, part, device)))
+            start_down, start_up = (
+                t.to(device) for t in weight.remember(name, lambda: _start(weight, rank, part, device))
+            )
             own = up * values.reshape(count, 1, rank)
             return (
                 torch.cat([down, start_down.expand(count, -1, -1)], dim=1),

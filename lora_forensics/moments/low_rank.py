@@ -206,5 +206,5 @@ class WeightedLowRankChange:
         """Moments of all checkpoints but the leading predecessors; unknown without a weight."""
         if weight is None:
             return unknown(self._lead, count_nonfinite(*self._stored, self._scale[:, None]))
-        down, up = self._build(weight, device)
+        down, up = self._build(weight, wide_device(device))
         return LowRankChange(down, up, self._scale, self._lead, stored=self._stored).moments(weight, device, spectra)

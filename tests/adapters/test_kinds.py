@@ -452,7 +452,7 @@ def test_a_run_of_the_library_is_measured(kind: str, tmp_path: Path) -> None:
     """From files to tables: cosine and norm of what peft merges, at every checkpoint."""
     peft = library("peft")
     extra = {
-        "LoraConfig": {"use_dora": True, "r": 4},
+        "LoraConfig": {"use_dora": True, "r": 4, "target_modules": ["k_proj", "down_proj", "embed_tokens"]},
         "IA3Config": {"feedforward_modules": ["down_proj"]},
         "OFTConfig": {"r": 4, "oft_block_size": 0},
     }.get(kind, {"r": 4})
@@ -484,7 +484,7 @@ def _merged_run(
         plain = tiny_llama()
         plain.save_pretrained(folder / "base")
         before = {name: parameter.detach().double().clone() for name, parameter in plain.named_parameters()}
-        model = peft.get_peft_model(plain, config(target_modules=["k_proj", "down_proj"], **extra))
+        model = peft.get_peft_model(plain, config(**{"target_modules": ["k_proj", "down_proj"], **extra}))
         generator = torch.Generator().manual_seed(1)
         deltas = []
         for step in (10, 20, 30):

@@ -105,11 +105,13 @@ def _oriented(tensor: torch.Tensor, transposed: bool) -> torch.Tensor:
     return flat.T if transposed else flat
 
 
-def moments_of(change: Change, weight: torch.Tensor | None, spectra: bool = False) -> Moments:
+def moments_of(
+    change: Change, weight: torch.Tensor | None, spectra: bool = False, device: torch.device = CPU
+) -> Moments:
     """Of a weight that is read by rows."""
     frozen = None if weight is None else Weight(*weight.shape, lambda a, b: weight[a:b])
     with full_precision():
-        return change.moments(frozen, CPU, spectra)
+        return change.moments(frozen, device, spectra)
 
 
 Form = Callable[[torch.Generator, torch.Tensor, int, int], tuple[Change, torch.Tensor]]
@@ -307,6 +309,18 @@ def test_a_leading_predecessor_changes_nothing_but_where_rows_start(form: str, l
         torch.testing.assert_close(
             METRIC[name](rest), METRIC[name](whole)[lead:], rtol=1e-9, atol=1e-12, equal_nan=True, msg=name
         )
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("size", [(30, 20), (600, 500)])
+def test_every_device_gives_the_same_numbers(form: str, size: tuple[int, int], device: torch.device) -> None:
+    """On both sides of the switch from float64 products to float32 ones."""
+    weight, change, deltas = build(form, 6, *size, 3, 0)
+    moments = moments_of(change, weight, device=device)
+    for index in range(3):
+        for name, expected in dense(weight.double(), deltas[index], None).items():
+            if name != "effective_rank":
+                assert METRIC[name](moments)[index].item() == pytest.approx(expected, rel=2e-5, abs=1e-7), name
 
 
 PAIR = {"down": (2, 12), "up": (10, 2)}

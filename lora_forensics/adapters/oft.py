@@ -72,13 +72,13 @@ def _rotation_less_identity(triangle: torch.Tensor, size: int, config: AdapterCo
     skew[:, rows, columns] = triangle
     skew = skew - skew.mT
     if config.flag("coft"):
-        bound = float(config.values.get("eps", 6e-5)) / math.sqrt(len(triangle))
+        bound = config.number("eps", 6e-5) / math.sqrt(len(triangle))
         skew = skew * (bound / skew.norm(dim=(1, 2), keepdim=True).clamp(min=bound))
     if not config.flag("use_cayley_neumann", True):
         eye = torch.eye(size, dtype=skew.dtype, device=skew.device).expand_as(skew)
         found: torch.Tensor = torch.linalg.solve(eye + skew, -2 * skew, left=False)
         return found
-    terms = int(config.values.get("num_cayley_neumann_terms", 5))
+    terms = int(config.number("num_cayley_neumann_terms", 5))
     if terms <= 1:
         return torch.zeros_like(skew)
     total, power = 2 * skew, skew

@@ -11,6 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from lora_forensics.errors import CheckpointError
 from lora_forensics.moments.arithmetic import (
     blocks,
     count_nonfinite,
@@ -62,6 +63,9 @@ class ScaledChange:
         norms = None if self._inner is None else self._inner.factor_norms()
         if weight is None:
             return unknown(self._lead, self._nonfinite, norms)
+        size, parts = (weight.columns if self._by_column else weight.rows), self._values.shape[1]
+        if size % parts or (parts != size and not self._by_column):
+            raise CheckpointError(f"{parts} factors for {size} {'columns' if self._by_column else 'rows'}")
         wide = wide_device(device)
         terms, factor = (self._columns if self._by_column else self._rows)(weight, wide, device)
         singular = self._singular(weight, factor, wide, spectra)

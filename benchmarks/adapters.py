@@ -2,10 +2,10 @@
 
     python benchmarks/adapters.py [--repeat 3] [--device cpu] [--threads 1]
 
-Four layers of 1024 x 1024 and one of 4096 x 4096 in bfloat16, 20 checkpoints of rank 8 in float32 that wander. The kinds
-take turns, and the best of the repetitions counts, in
-seconds of processor time (of one thread, unless told otherwise: threads that wait for each other are no cost of a kind). The weights are random: the slowest case for the largest singular
-value, for nothing stands out of their spectrum.
+Four layers of 1024 x 1024 and one of 4096 x 4096 in bfloat16, 20 checkpoints of rank 8 in float32 that wander. The
+kinds take turns, and the best of the repetitions counts, in seconds of processor time: of one thread, unless told
+otherwise, for threads that wait for each other are no cost of a kind. The weights are random: the slowest case for the
+largest singular value, for nothing stands out of their spectrum.
 """
 
 from __future__ import annotations

@@ -118,6 +118,7 @@ def measuring(command: F) -> F:
             click.option(
                 "--memory", default="1GB", show_default=True, help="Checkpoints held at once, e.g. 500MB or 4GB."
             ),
+            click.option("--spectra", is_flag=True, help="All singular values, also of changes without a thin core."),
             click.option("--rescan", is_flag=True, help="Measure everything again, not only what is new."),
         )
     ):
@@ -327,6 +328,7 @@ def _scan_options(settings: dict[str, Any], reports: tuple[str, ...], progress: 
             parse_size(settings["memory"]),
             settings["engine"],
             settings["download"],
+            spectra=settings["spectra"],
             progress=progress,
         ),
         assess=_assess_options(settings),

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from lora_forensics.adapters import KINDS
 from lora_forensics.base_model import BaseModel, check_hash, find_base
 from lora_forensics.engines import ENGINES
 from lora_forensics.errors import BaseModelError, UsageError
@@ -189,7 +190,8 @@ def _find_base(
 
 def _key(frozen: BaseModel | None, options: MeasureOptions) -> str:
     columns = ",".join(column.name for column in LAYER_COLUMNS)
-    text = f"{SCHEMA}|{columns}|{frozen.fingerprint if frozen else ''}{'|spectra' if options.spectra else ''}"
+    base = frozen.fingerprint if frozen else ""
+    text = f"{SCHEMA}|{columns}|{','.join(KINDS)}|{base}{'|spectra' if options.spectra else ''}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -77,8 +77,12 @@ MODULE_COLUMNS = (
         "q, k, v, qkv, out, up, gate, down, ff_in, ff_out, proj_in, proj_out, conv, embedding, norm, head, other",
     ),
     Column("adapter", "String", "kind of adapter"),
-    Column("rank", "Int64", "rank of the change"),
-    Column("scale", "Float64", "multiplier on B @ A (alpha / rank, or alpha / sqrt(rank) with rsLoRA)"),
+    Column("rank", "Int64", "rank that the adapter was given; null for kinds without one"),
+    Column(
+        "scale",
+        "Float64",
+        "multiplier on B @ A (alpha / rank, or alpha / sqrt(rank) with rsLoRA); null for kinds without one",
+    ),
     Column("rows", "Int64", "rows of W, the outputs"),
     Column("columns", "Int64", "columns of W, the inputs (convolution: in * kh * kw)"),
 )

@@ -47,6 +47,11 @@ class AdapterConfig:
                 break
         return rank if isinstance(rank, int) and rank > 0 else None
 
+    def number(self, name: str, default: float) -> float:
+        """A number, or its default where none is told."""
+        value = as_number(self.values.get(name))
+        return default if value is None else value
+
     def flag(self, name: str, default: bool = False) -> bool:
         """A switch; kohya writes it as a word."""
         value = self.values.get(name, default)

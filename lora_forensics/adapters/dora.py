@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 
 from lora_forensics.adapters.config import AdapterConfig
 from lora_forensics.adapters.interface import AdapterKind, KindDoc, Layout, Shapes, Stack, product
+from lora_forensics.adapters.loha import LoHa
+from lora_forensics.adapters.lokr import LoKr
+from lora_forensics.adapters.lora import LoRA
 from lora_forensics.records import Unresolved
 
 if TYPE_CHECKING:
@@ -22,12 +25,12 @@ _ROLES = frozenset({"magnitude", "dora_scale"})
 class DoRA(AdapterKind):
     """An inner kind with magnitudes."""
 
-    def __init__(self, name: str, inner: AdapterKind) -> None:
+    def __init__(self, name: str, inner: LoRA | LoHa | LoKr) -> None:
         """`inner` is the kind of D."""
         self.name = name
         self.about = KindDoc(
             f"{inner.about.title} with DoRA or BiDoRA",
-            f"g (W + D) - W, g = m / |W_n + D_n| by rows or columns n, D = {inner.about.formula}",
+            f"g (W + D) - W, g = m / norm(W_n + D_n) by rows or columns n, D = {inner.about.formula}",
             "Liu et al. 2024; PEFT, LyCORIS",
         )
         self.suffixes = {

@@ -25,7 +25,6 @@ class DyLoRA(LoRA):
 
     def scale(self, values: Mapping[str, float], config: AdapterConfig, module: str, rank: int | None) -> float | None:
         """Alpha / (rank / block size)."""
-        size = str(config.values.get("block_size", _BLOCK))
-        return super().scale(
-            values, config, module, max(1, (rank or 1) // max(1, int(size) if size.isdecimal() else _BLOCK))
-        )
+        told = str(config.values.get("block_size", _BLOCK))
+        size = max(1, int(told)) if told.isdecimal() else _BLOCK
+        return super().scale(values, config, module, max(1, (rank or 1) // size))

@@ -1,4 +1,4 @@
-"""LoRA on fused experts (PEFT's `target_parameters`): every expert of a parameter has its own pair in one pair of tensors."""
+"""LoRA on fused experts (PEFT's `target_parameters`): one pair of tensors holds a pair for every expert."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from lora_forensics.adapters.config import AdapterConfig
-from lora_forensics.adapters.interface import KindDoc, Layout, Shapes, Stack
+from lora_forensics.adapters.interface import AdapterKind, KindDoc, Layout, Shapes, Stack
 from lora_forensics.adapters.lora import LoRA
 
 if TYPE_CHECKING:
     from lora_forensics.moments import StackedLowRankChange
 
 
-class ExpertLoRA(LoRA):
+class ExpertLoRA(AdapterKind):
     """A is (experts * rank, in), an expert's rows together; B is (out, rank * experts), the expert fastest.
 
     A module here is one parameter: the experts' weights are stacked along their outputs.
@@ -24,15 +24,21 @@ class ExpertLoRA(LoRA):
         "LoRA on fused experts", "s B_e A_e for every expert e", "Hu et al. 2021; PEFT with target_parameters"
     )
     suffixes: Mapping[str, str] = {role: LoRA.suffixes[role] for role in ("down", "up", "bias")}
-    scalars = frozenset()
+    aside = LoRA.aside
+    scaled = True
+    peft_types = LoRA.peft_types
 
     def layout(self, shapes: Shapes, config: AdapterConfig, module: str) -> Layout | None:
         """Only where a parameter was asked for whose rank is a part of that in the file."""
-        whole = super().layout(shapes, config, module)
+        whole = LoRA().layout(shapes, config, module)
         experts = _experts(config, module, None if whole is None else whole.rank)
         if whole is None or whole.rank is None or whole.rows is None or experts is None:
             return None
         return Layout(whole.rank // experts, whole.rows * experts, whole.columns)
+
+    def scale(self, values: Mapping[str, float], config: AdapterConfig, module: str, rank: int | None) -> float | None:
+        """Alpha / rank of one expert."""
+        return config.scale(module, rank or 1)
 
     def change(self, stack: Stack) -> StackedLowRankChange:
         """One pair an expert."""
@@ -40,8 +46,8 @@ class ExpertLoRA(LoRA):
 
         down, up = stack.tensors["down"], stack.tensors["up"]
         rank = stack.layout.rank or 1
-        down = down.unflatten(1, (-1, rank))
-        up = up.unflatten(2, (rank, -1)).permute(0, 3, 1, 2)
+        down = down.reshape(len(down), -1, rank, down.shape[2])
+        up = up.reshape(len(up), up.shape[1], rank, -1).permute(0, 3, 1, 2)
         return StackedLowRankChange(down, up, stack.scale, stack.lead)
 
 

@@ -36,7 +36,8 @@ class GLoRA(AdapterKind):
         a1, a2, b1, b2 = (shapes[role] for role in ("a1", "a2", "b1", "b2"))
         if a1[1] != a2[0] or a1[0] != a2[1] or b1[1] != (shapes["bm"][0] if "bm" in shapes else b2[0]):
             return None
-        return Layout(b1[1], b1[0], product(b2[1:]) * product(shapes.get("bm", ())[2:]))
+        columns = product(b2[1:]) * product(shapes.get("bm", ())[2:])
+        return None if columns % a1[0] else Layout(b1[1], b1[0], columns)
 
     def scale(self, values: Mapping[str, float], config: AdapterConfig, module: str, rank: int | None) -> float | None:
         """Alpha / rank; with rsLoRA / sqrt(rank), for alpha is stored as it was given."""

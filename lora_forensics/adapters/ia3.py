@@ -1,4 +1,4 @@
-"""IA3 (Liu et al. 2022) and other scaling of a weight's rows or columns: PEFT stores the factor, LyCORIS the factor less 1."""
+"""IA3 (Liu et al. 2022): rows or columns of the weight scaled. PEFT stores the factor, LyCORIS the factor less 1."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class IA3(AdapterKind):
 
 
 def _by_column(shape: tuple[int, ...], config: AdapterConfig, module: str) -> bool:
-    """PEFT: (out, 1) or (1, in) for linear layers; (1, n, 1, 1) for convolutions, where only the configuration tells."""
+    """PEFT: (out, 1) or (1, in); (1, n, 1, 1) for convolutions, of which only the configuration tells."""
     if len(shape) <= 2:
         return shape[0] == 1 and product(shape) > 1
     wanted = config.values.get("feedforward_modules")

@@ -62,7 +62,7 @@ class Stack:
     module: str
     layout: Layout
     tensors: Mapping[str, torch.Tensor]
-    """Role to tensors stacked over checkpoints, (count, ...), in their stored type; scalars and those aside are left out."""
+    """Role to tensors stacked over checkpoints, (count, ...), in their stored type; without scalars and those aside."""
     scale: torch.Tensor
     """(count,) multipliers, float64."""
     lead: int
@@ -112,7 +112,7 @@ class AdapterKind(ABC):
 
     @abstractmethod
     def layout(self, shapes: Shapes, config: AdapterConfig, module: str) -> Layout | Unresolved | None:
-        """Rank and shape; None if these tensors are not a module of this kind, Unresolved if they are and lack a thing."""
+        """Rank and shape; None if these tensors are no module of this kind, Unresolved if they lack a thing."""
 
     def scale(self, values: Mapping[str, float], config: AdapterConfig, module: str, rank: int | None) -> float | None:
         """Multiplier on the change, None if unknown; `values` holds the module's tensors of one number."""

@@ -1,4 +1,4 @@
-"""LoHa (Hyeon-Woo et al. 2022, FedPara): the elementwise product of two low-rank matrices, in LyCORIS' and PEFT's files."""
+"""LoHa (Hyeon-Woo et al. 2022, FedPara): two low-rank matrices multiplied elementwise, in LyCORIS' and PEFT's files."""
 
 from __future__ import annotations
 

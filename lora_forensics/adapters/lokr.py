@@ -1,4 +1,4 @@
-"""LoKr (Yeh et al. 2024, LyCORIS): a Kronecker product whose sides are whole or low-rank, in LyCORIS' and PEFT's files."""
+"""LoKr (Yeh et al. 2024, LyCORIS): a Kronecker product of whole or low-rank sides, as LyCORIS and PEFT write it."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class LoKr(AdapterKind):
         left, right = {role for role in roles if role.startswith("w1")}, {role for role in roles if role[1] == "2"}
         if left not in _LEFT or right not in _RIGHT or any(0 in shapes[role] for role in roles):
             return None
-        sides = _side(shapes, "1"), _side(shapes, "2")
-        if sides[0] is None or sides[1] is None:
+        first, second = _side(shapes, "1"), _side(shapes, "2")
+        if first is None or second is None:
             return None
-        (rank1, a, c), (rank2, b, d) = sides
+        (rank1, a, c), (rank2, b, d) = first, second
         return Layout(rank1 or rank2, a * b, c * d)
 
     def scale(self, values: Mapping[str, float], config: AdapterConfig, module: str, rank: int | None) -> float | None:

@@ -1,4 +1,4 @@
-"""MiSS, formerly Bone (Kang and Yin 2024): one small matrix added to all of the weight's column blocks, or Bat's W M + M."""
+"""MiSS, formerly Bone (Kang and Yin 2024): one small matrix added to all column blocks of W; Bat: W M + M."""
 
 from __future__ import annotations
 

@@ -38,7 +38,6 @@ class OFT(AdapterKind):
 
     def change(self, stack: Stack) -> FormedChange:
         """As a matrix, by blocks of columns."""
-        import torch
 
         from lora_forensics.errors import CheckpointError
         from lora_forensics.moments import FormedChange, widened
@@ -73,13 +72,13 @@ def _rotation_less_identity(triangle: torch.Tensor, size: int, config: AdapterCo
     skew[:, rows, columns] = triangle
     skew = skew - skew.mT
     if config.flag("coft"):
-        bound = float(config.values.get("eps", 6e-5)) / math.sqrt(len(triangle))
+        bound = config.number("eps", 6e-5) / math.sqrt(len(triangle))
         skew = skew * (bound / skew.norm(dim=(1, 2), keepdim=True).clamp(min=bound))
     if not config.flag("use_cayley_neumann", True):
         eye = torch.eye(size, dtype=skew.dtype, device=skew.device).expand_as(skew)
         found: torch.Tensor = torch.linalg.solve(eye + skew, -2 * skew, left=False)
         return found
-    terms = int(config.values.get("num_cayley_neumann_terms", 5))
+    terms = int(config.number("num_cayley_neumann_terms", 5))
     if terms <= 1:
         return torch.zeros_like(skew)
     total, power = 2 * skew, skew

@@ -54,7 +54,7 @@ class ThroughPeft(AdapterKind):
         self.peft_types = frozenset({peft_type.upper()})
         super().__init__()
 
-    def layout(self, shapes: Shapes, config: AdapterConfig, module: str) -> Layout | Unresolved | None:  # noqa: ARG002 (any)
+    def layout(self, shapes: Shapes, config: AdapterConfig, module: str) -> Layout | Unresolved | None:
         """Shape and rank are peft's business; nothing can be rebuilt without its configuration."""
         if not module.startswith(PEFT_PREFIX):
             return None

@@ -38,7 +38,7 @@ class SSF(AdapterKind):
         number = int(found["scale_number"] or found["shift_number"])
         return f"{block}.{_LAYERS.get(block.rpartition('.')[2], ('norm1', 'norm2'))[number - 1]}"
 
-    def layout(self, shapes: Shapes, config: AdapterConfig, module: str) -> Layout | None:  # noqa: ARG002
+    def layout(self, shapes: Shapes, config: AdapterConfig, module: str) -> Layout | None:
         """A number for each output feature."""
         return Layout(None, shapes["scale"][0], None) if len(shapes.get("scale", ())) == 1 else None
 

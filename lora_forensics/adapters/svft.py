@@ -27,7 +27,7 @@ class SVFT(AdapterKind):
         role: rf"\.svft_layer\.{role}" for role in (*_TRAINED, "s_pre", "s_pre_row", "s_pre_col")
     }
 
-    def layout(self, shapes: Shapes, config: AdapterConfig, module: str) -> Layout | None:  # noqa: ARG002
+    def layout(self, shapes: Shapes, config: AdapterConfig, module: str) -> Layout | None:
         """Singular vectors (rows, k) and (k, columns), and as many numbers as places."""
         if not set(_TRAINED) <= shapes.keys() or not shapes["s"] == shapes["s_row"] == shapes["s_col"]:
             return None

@@ -29,7 +29,7 @@ class TinyLoRA(AdapterKind):
     shared: Mapping[str, str] = {"v": r"base_model\.tinylora_v\.(?P<role>\d+)"}
     peft_types = frozenset({"TINYLORA"})
 
-    def layout(self, shapes: Shapes, config: AdapterConfig, module: str) -> Layout | Unresolved | None:  # noqa: ARG002
+    def layout(self, shapes: Shapes, config: AdapterConfig, module: str) -> Layout | Unresolved | None:
         """Singular factors of one rank, with the random matrices that tell the layer's number."""
         if not {"A", "B"} <= shapes.keys() or not len(shapes["A"]) == len(shapes["B"]) == 2:
             return None

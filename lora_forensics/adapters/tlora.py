@@ -83,12 +83,12 @@ def _start(weight: Weight, rank: int, part: str, device: torch.device) -> tuple[
     down, up = right[chosen], left[:, chosen] * values[chosen]
     missing = rank - len(down)  # LyCORIS pads with zeros
     return (
-        torch_pad(down, missing, 0),
-        torch_pad(up, missing, 1),
+        _padded(down, missing, 0),
+        _padded(up, missing, 1),
     )
 
 
-def torch_pad(tensor: torch.Tensor, missing: int, axis: int) -> torch.Tensor:
+def _padded(tensor: torch.Tensor, missing: int, axis: int) -> torch.Tensor:
     """Zeros behind a matrix."""
     import torch
 

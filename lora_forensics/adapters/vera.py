@@ -1,4 +1,4 @@
-"""VeRA (Kopiczko et al. 2024) with its random projections saved beside: all modules share A and B, cut to their size."""
+"""VeRA (Kopiczko et al. 2024), its random projections saved beside: all modules share A and B, cut to their size."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from lora_forensics.adapters.config import AdapterConfig
 from lora_forensics.adapters.interface import AdapterKind, KindDoc, Layout, Shapes, Stack
 
 if TYPE_CHECKING:
-    from lora_forensics.moments import WeightedLowRankChange
+    import torch
+
+    from lora_forensics.moments import Weight, WeightedLowRankChange
 
 
 class VeRA(AdapterKind):
@@ -44,7 +46,7 @@ class VeRA(AdapterKind):
 
         tensors = stack.tensors
 
-        def build(weight, device):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN202
+        def build(weight: Weight, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
             outer, inner, down, up = (widened(tensors[r]).to(device).double() for r in ("outer", "inner", "down", "up"))
             return inner[:, :, None] * down[:, :, : weight.columns], outer[:, :, None] * up[:, : weight.rows]
 

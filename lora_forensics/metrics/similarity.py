@@ -25,8 +25,8 @@ def cosine(batch: Moments) -> Tensor:
 
 
 @metric(
-    "standard deviation of the cosine that comes from rounding the stored adapter to its type",
-    formula="0.23 eps sqrt(2 sum (B * (W A^T))^2) s / (|D| |W|)",
+    "standard deviation of the cosine that comes from rounding the stored adapter to its type; null where not known",
+    formula="for B A: 0.23 eps sqrt(2 sum (B * (W A^T))^2) s / (|D| |W|)",
     source="docs/method.md",
     needs=("weight", "change", "noise"),
 )

@@ -30,7 +30,7 @@ def stable_rank(batch: Moments) -> Tensor:
 
 
 @metric(
-    "how many directions carry the change, by entropy; NaN for a zero change",
+    "how many directions carry the change, by entropy; NaN for a zero change, null where only --spectra tells",
     formula="exp(-sum p log p), p = s / sum(s)",
     source="Roy and Vetterli, The effective rank, 2007",
     needs=("spectrum",),

@@ -13,6 +13,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from lora_forensics.errors import CheckpointError
 from lora_forensics.moments.interface import SMALL_WEIGHT, Weight
 
 WORKING_BYTES = 128 << 20
@@ -56,6 +57,22 @@ def operand(factors: Tensor, entries: int, device: torch.device) -> Tensor:
     if factors.is_cuda and factors.element_size() == 2:
         return factors
     return factors.float().to(device)
+
+
+@contextmanager
+def fitting() -> Iterator[None]:
+    """What torch says of shapes that do not fit each other is said of the checkpoint.
+
+    Raises:
+        CheckpointError: with torch's own words.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, IndexError) as error:
+        reason = str(error).splitlines()[0] if str(error) else "shapes differ"
+        raise CheckpointError(f"its tensors do not fit the weight: {reason}") from error
 
 
 def derived_operand(factors: Tensor, entries: int, device: torch.device) -> Tensor:

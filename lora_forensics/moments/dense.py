@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lora_forensics.errors import CheckpointError
-from lora_forensics.moments.arithmetic import blocks, count_nonfinite, wide_device, widened
+from lora_forensics.moments.arithmetic import blocks, count_nonfinite, fitting, wide_device, widened
 from lora_forensics.moments.interface import WIDE_MATRIX, Moments, RowTerms, Weight, assemble, unknown
 from lora_forensics.moments.spectra import largest_singular_values
 
@@ -42,7 +42,8 @@ class DenseChange(ABC):
         previous: Tensor | None = None
         for index in range(self.count):
             broken = bool(self.nonfinite[index])
-            delta = None if broken else self.delta(index, frozen, wide)
+            with fitting():
+                delta = None if broken else self.delta(index, frozen, wide)
             nothing = torch.full((1,), torch.nan, dtype=torch.float64, device=wide)
             squares.append(nothing if delta is None else _inner(delta, delta))
             dots.append(nothing if delta is None or frozen is None else _inner(delta, frozen))

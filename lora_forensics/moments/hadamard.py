@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lora_forensics.moments.arithmetic import mask, widened
 from lora_forensics.moments.dense import DenseChange
+from lora_forensics.moments.interface import WIDE_MATRIX
 from lora_forensics.moments.low_rank import LowRankChange
 
 _LARGE_RANK = 100
@@ -40,9 +41,9 @@ class HadamardChange(LowRankChange):
 
     def _squares(self, terms: Tensor) -> Tensor:
         """An entry of B1 stands in r2 of the terms, one of B2 in r1: the mean of both sums of squares."""
-        pairs = terms.unflatten(-1, self._ranks)
-        total: Tensor = sum(pairs.sum(dim=axis).square().sum(dim=(-2, -1)) for axis in (-1, -2)) / 2
-        return total
+        pairs = terms.reshape(*terms.shape[:2], *self._ranks)
+        sums = [pairs.sum(dim=axis).square().sum(dim=(-2, -1)) for axis in (-1, -2)]
+        return (sums[0] + sums[1]) / 2
 
 
 class DenseHadamardChange(DenseChange):
@@ -55,15 +56,12 @@ class DenseHadamardChange(DenseChange):
         self._pairs = first, second
         self._scale = scale
 
-    def delta(self, index: int, weight: Tensor | None, device: torch.device) -> Tensor:
+    def delta(self, index: int, weight: Tensor | None, device: torch.device) -> Tensor:  # noqa: ARG002 (needs none)
         """The product of the two products."""
         products = []
         for down, up in self._pairs:
-            wide = (
-                torch.float32
-                if up.shape[1] * down.shape[2] > 1 << 22 and down.dtype != torch.float64
-                else torch.float64
-            )
+            small = up.shape[1] * down.shape[2] <= WIDE_MATRIX or down.dtype == torch.float64
+            wide = torch.float64 if small else torch.float32
             a, b = (mask(t, self.nonfinite)[index].to(device, wide) for t in (down, up))
             products.append(b @ a)
         return products[0].mul_(products[1]).mul_(float(self._scale[index]))

@@ -16,7 +16,7 @@ WIDE_MATRIX = 1 << 22
 
 WEIGHT, CHANGE, FACTORS = "weight", "change", "factors"
 LARGEST, SPECTRUM, NOISE = "largest", "spectrum", "noise"
-"""What can be known of a module: W and <D,W>; D; its factors; its largest singular value; all of them; storage noise."""
+"""What can be known of a module: W and <D,W>; D; its factors; its largest singular value; all of them; the noise."""
 
 
 @dataclass(frozen=True, slots=True)

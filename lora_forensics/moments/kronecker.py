@@ -79,8 +79,9 @@ class KroneckerChange:
         if transposed:
             left, right = left.mT, right.mT
         scale = self._scale.to(vectors.device, vectors.dtype)[:, None]
-        grid = vectors.unflatten(1, (left.shape[2], right.shape[2]))
-        return (left @ grid @ right.mT).flatten(1) * scale
+        grid = vectors.reshape(len(vectors), left.shape[2], right.shape[2])
+        result: Tensor = (left @ grid @ right.mT).flatten(1) * scale
+        return result
 
     def factor_norms(self) -> None:
         """It is no product of two thin factors."""

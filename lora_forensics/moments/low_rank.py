@@ -11,10 +11,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lora_forensics.errors import CheckpointError
 from lora_forensics.moments.arithmetic import (
     blocks,
     core_singular_values,
     count_nonfinite,
+    fitting,
     grams,
     mask,
     operand,
@@ -206,5 +208,10 @@ class WeightedLowRankChange:
         """Moments of all checkpoints but the leading predecessors; unknown without a weight."""
         if weight is None:
             return unknown(self._lead, count_nonfinite(*self._stored, self._scale[:, None]))
-        down, up = self._build(weight, device)
+        with fitting():
+            down, up = self._build(weight, wide_device(device))
+        if down.shape[2] != weight.columns or up.shape[1] != weight.rows:
+            raise CheckpointError(
+                f"it is made for {up.shape[1]} x {down.shape[2]}, not {weight.rows} x {weight.columns}"
+            )
         return LowRankChange(down, up, self._scale, self._lead, stored=self._stored).moments(weight, device, spectra)

@@ -1,14 +1,17 @@
 """Weights whose rows or columns are scaled: D' = g (W + D) - W with one g for each row or column.
 
 g is what the file holds (IA3), or a magnitude divided by the norm of that row or column of W + D (weight
-decomposition). Rows: everything follows from the row terms of D. Columns: from W * W and the factors of D, see `_columns`.
+decomposition). Rows: all follows from the row terms of D. Columns: from W * W and the factors of D, see `_columns`.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
+from lora_forensics.errors import CheckpointError
 from lora_forensics.moments.arithmetic import (
     blocks,
     count_nonfinite,
@@ -21,6 +24,7 @@ from lora_forensics.moments.arithmetic import (
 )
 from lora_forensics.moments.dense import DenseChange
 from lora_forensics.moments.interface import FactoredChange, Moments, RowTerms, Weight, assemble, unknown
+from lora_forensics.moments.kronecker import KroneckerChange
 from lora_forensics.moments.low_rank import LowRankChange
 from lora_forensics.moments.spectra import largest_singular_values
 
@@ -59,6 +63,9 @@ class ScaledChange:
         norms = None if self._inner is None else self._inner.factor_norms()
         if weight is None:
             return unknown(self._lead, self._nonfinite, norms)
+        size, parts = (weight.columns if self._by_column else weight.rows), self._values.shape[1]
+        if size % parts or (parts != size and not self._by_column):
+            raise CheckpointError(f"{parts} factors for {size} {'columns' if self._by_column else 'rows'}")
         wide = wide_device(device)
         terms, factor = (self._columns if self._by_column else self._rows)(weight, wide, device)
         singular = self._singular(weight, factor, wide, spectra)
@@ -105,8 +112,7 @@ class ScaledChange:
         cd2 = ((up.mT @ up) @ down * down).sum(dim=1)
         kept = c2 + cdot
         norm2 = kept + cdot + cd2
-        grouped = (tensor.unflatten(-1, (self._values.shape[1], -1)).sum(dim=-1) for tensor in (kept, norm2))
-        kept, norm2 = grouped
+        kept, norm2 = (t.reshape(count, self._values.shape[1], -1).sum(dim=-1) for t in (kept, norm2))
         parts = self._factor(norm2, self._values.shape[1])
         g = parts.repeat_interleave(weight.columns // parts.shape[1], dim=1)
         h = g - 1
@@ -116,7 +122,7 @@ class ScaledChange:
         return RowTerms(terms.w2, terms.dot, terms.d2, terms.cross, noise2), g
 
     def _factor(self, norm2: Tensor, parts: int) -> Tensor:
-        """g (count, parts): magnitudes over norms, 1 where a row is zero."""
+        """G (count, parts): magnitudes over norms, 1 where a row is zero."""
         values = self._values.to(norm2.device)
         values = values.repeat_interleave(parts // values.shape[1], dim=1)
         return torch.where(norm2 > 0, values / norm2.clamp(min=0).sqrt(), 1.0) if self._magnitude else values
@@ -169,24 +175,24 @@ class DenseScaledChange(DenseChange):
         self._inner = inner
 
     def delta(self, index: int, weight: Tensor | None, device: torch.device) -> Tensor:
-        """g (W + D) - W."""
+        """G (W + D) - W."""
         assert weight is not None  # noqa: S101 (DenseChange sees to it)
         inner = self._inner.delta(index, weight, device)
         moved = (weight + inner).double()
         axis = 0 if self._by_column else 1
         values = widened(self._values)[index].double().to(device)
-        norm2 = moved.square().sum(dim=axis).unflatten(0, (len(values), -1)).sum(dim=-1)
+        norm2 = moved.square().sum(dim=axis).view(len(values), -1).sum(dim=-1)
         g = torch.where(norm2 > 0, values / norm2.sqrt(), 1.0).repeat_interleave(moved.shape[1 - axis] // len(values))
         return moved * g.unsqueeze(axis) - weight
 
 
 def decomposed(
-    values: Tensor, by_column: bool, inner: FactoredChange | DenseChange, lead: int
+    values: Tensor, by_column: bool, inner: LowRankChange | KroneckerChange | DenseChange, lead: int
 ) -> ScaledChange | DenseScaledChange:
     """Magnitudes `values` (count, n) around an inner change, in the cheapest form that there is for it."""
     if isinstance(inner, DenseChange):
         return DenseScaledChange(values, by_column, lead, inner)
-    if by_column and not isinstance(inner, LowRankChange):
+    if by_column and isinstance(inner, KroneckerChange):
         return DenseScaledChange(values, by_column, lead, inner.dense())
     return ScaledChange(values, by_column, True, lead, inner)
 
@@ -234,22 +240,18 @@ def _column_terms(
     w2 = torch.empty(rows, dtype=torch.float64, device=wide)
     dot, d2 = (torch.empty(count, rows, dtype=torch.float64, device=wide) for _ in range(2))
     cross = torch.full_like(dot, torch.nan)
-    sizes = [count * rank, count * rank, last * rank, last * rank]
-    for start, stop in blocks(rows, 16 * weight.columns + 24 * (sum(sizes) + 3 * count)):
+    for start, stop in blocks(rows, 16 * weight.columns + 24 * count * (4 * rank + 3)):
         frozen = widened(weight.read(start, stop)).to(wide)
         w2[start:stop] = torch.linalg.vector_norm(frozen, dim=1, dtype=torch.float64).square()
         frozen = frozen.to(squares.dtype)
         plain = product(frozen.square(), squares).to(wide).double().mT
         block = up[:, start:stop]
-        mixed = [
-            part.unflatten(1, (-1, rank)).transpose(0, 1) if rank else part.new_zeros(number, stop - start, 0)
-            for part, number in zip(
-                product(frozen, factors).to(wide).double().split(sizes, dim=1), (count, count, last, last), strict=True
-            )
-        ]
+        found = product(frozen, factors).to(wide).double().view(stop - start, 2 * (count + last), rank).transpose(0, 1)
+        places = (0, count, 2 * count, 2 * count + last, 2 * (count + last))
+        mixed = [found[first:stop_at] for first, stop_at in pairwise(places)]
         dot[:, start:stop] = plain[:count] + (mixed[0] * block).sum(dim=-1)
         d2[:, start:stop] = plain[count : 2 * count] + 2 * (mixed[1] * block).sum(dim=-1)
         d2[:, start:stop] += ((block @ gram) * block).sum(dim=-1)
-        found = plain[2 * count :] + (mixed[2] * block[before]).sum(dim=-1) + (mixed[3] * block[own]).sum(dim=-1)
-        cross[1:, start:stop] = found + ((block[own] @ gram_cross) * block[before]).sum(dim=-1)
+        moved = plain[2 * count :] + (mixed[2] * block[before]).sum(dim=-1) + (mixed[3] * block[own]).sum(dim=-1)
+        cross[1:, start:stop] = moved + ((block[own] @ gram_cross) * block[before]).sum(dim=-1)
     return RowTerms(w2, dot, d2, cross, torch.zeros(count, dtype=torch.float64, device=wide))

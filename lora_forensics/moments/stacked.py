@@ -57,15 +57,27 @@ class StackedLowRankChange:
         ups = [pair[1].to(device) for pair in pairs]
         count, rank, columns = down.shape
         if spectra or 1 < rank <= _SMALL_RANK:
-            gram = torch.stack([torch.block_diag(*(up[t].mT @ up[t] for up in ups)) for t in range(count)])
+            gram = _block_diagonal([up.mT @ up for up in ups])
             return core_singular_values(gram, grams(down.mT)[0])
 
         def multiply(vectors: Tensor, transposed: bool) -> Tensor:
             if transposed:
-                mixed = [up.mT @ v[:, :, None] for up, v in zip(ups, vectors.split(self._rows, dim=1), strict=True)]
+                pieces = vectors.view(count, len(ups), -1, 1).unbind(1)
+                mixed = [up.mT @ piece for up, piece in zip(ups, pieces, strict=True)]
                 return (down.mT @ torch.cat(mixed, dim=1))[:, :, 0]
-            inner = (down @ vectors[:, :, None]).split([up.shape[2] for up in ups], dim=1)
-            return torch.cat([up @ v for up, v in zip(ups, inner, strict=True)], dim=1)[:, :, 0]
+            inner = (down @ vectors[:, :, None]).view(count, len(ups), -1, 1).unbind(1)
+            return torch.cat([up @ piece for up, piece in zip(ups, inner, strict=True)], dim=1)[:, :, 0]
 
         rows = self._rows * len(ups)
         return largest_singular_values(multiply, count, rows, columns, device)[:, None]
+
+
+def _block_diagonal(squares: list[Tensor]) -> Tensor:
+    """(count, sum, sum) of matrices (count, n, n)."""
+    sizes = [square.shape[-1] for square in squares]
+    whole = squares[0].new_zeros(len(squares[0]), sum(sizes), sum(sizes))
+    start = 0
+    for square, size in zip(squares, sizes, strict=True):
+        whole[:, start : start + size, start : start + size] = square
+        start += size
+    return whole

@@ -69,9 +69,18 @@ def test_a_bias_beside_a_pair_changes_nothing() -> None:
 
 
 def test_full_weights_are_told_apart() -> None:
-    """modules_to_save beside the pairs."""
-    found = read_layout(infos(m__lora_A__weight=(2, 8), m__lora_B__weight=(6, 2), lm_head__weight=(6, 8)))
-    assert found.foreign == ("lm_head.weight",)
+    """modules_to_save beside the pairs are modules; the copy of a frozen embedding and loose parameters are not."""
+    found = read_layout(
+        infos(
+            m__lora_A__weight=(2, 8),
+            m__lora_B__weight=(6, 2),
+            lm_head__weight=(6, 8),
+            m__base_layer__weight=(6, 8),
+            prompt=(6,),
+        )
+    )
+    assert {name: module.kind for name, module in found.modules.items()} == {"m": "lora", "lm_head": "weights"}
+    assert set(found.foreign) == {"m.base_layer.weight", "prompt"}
 
 
 @pytest.mark.parametrize(

@@ -6,15 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from lora_forensics.base_model.aliases import ALIASERS
 from lora_forensics.base_model.index import NameIndex, Source
-from lora_forensics.base_model.names import EMBEDDINGS, readings, unwrap
+from lora_forensics.base_model.names import EMBEDDINGS, TIED, readings, unwrap
 from lora_forensics.base_model.slices import ModuleShape, Shape, weight_shape
 from lora_forensics.records import Unresolved, WeightRef
 
 _CONV1D = frozenset({"c_attn", "q_attn", "c_fc", "c_proj"})
 _HEADS_ON_DISK = {"lm_head": ("embed_out", "output"), "embed_out": ("lm_head",)}
 """Heads by their name in the live model, and what the file may call them instead."""
-_INPUTS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "shared")
-"""Input embeddings, which a head may share: then the file holds no head."""
 
 
 def resolve(modules: Mapping[str, ModuleShape], tensors: Mapping[str, Shape]) -> dict[str, WeightRef | Unresolved]:
@@ -57,7 +55,7 @@ class Resolver:
 
     def _lookup(self, name: str, shape: ModuleShape) -> WeightRef | Unresolved:
         misfits: dict[WeightRef, None] = {}
-        for sources in self._tiers(name):
+        for sources in self._tiers(name, shape[0]):
             refs = dict.fromkeys(self._ref(name, source) for source in sources)
             fitting = [ref for ref in refs if _fits(shape, weight_shape(ref, self._shapes))]
             if len(fitting) == 1:
@@ -69,13 +67,16 @@ class Resolver:
             return Unresolved(f"wrong shape: the adapter is {_words(shape)}, {self._describe(misfits)}")
         return Unresolved("no base tensor has this name")
 
-    def _tiers(self, name: str) -> Iterator[list[Source]]:
+    def _tiers(self, name: str, rows: int | None) -> Iterator[list[Source]]:
         for reading in readings(name):
             yield from self._index.find(reading.components, reading.path)
         for reading in readings(name):
             others = _HEADS_ON_DISK.get(unwrap(reading.path), ())
-            for other in (*others, *(_INPUTS if others else ())):
+            for other in others:
                 yield from self._index.find(reading.components, other)
+        for reading in readings(name):
+            if rows is not None and TIED.search(reading.path):  # a shape tells vocabularies from classes
+                yield [source for component in reading.components for source in self._index.inputs.get(component, ())]
 
     def _ref(self, name: str, source: Source) -> WeightRef:
         embedding = EMBEDDINGS.search(name) is not None

@@ -24,21 +24,20 @@ PARTIAL = [name for name in NAMES if name.startswith(("kohya_flux", "musubi", "k
 def expected(truth: dict[str, Any]) -> WeightRef:
     """The truth of an inventory as the package states it."""
     parts = truth.get("parts") or [truth]
-    slices = tuple(RowSlice(part["tensor"], tuple(part["rows"]) if part["rows"] else None) for part in parts)
+    slices = tuple(
+        RowSlice(part["tensor"], tuple(part["rows"]) if part["rows"] else None, part.get("expert")) for part in parts
+    )
     return WeightRef(slices, truth["transposed"], truth["kind"] == "embedding")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_inventory(name: str, inventory: Callable[[str], Any]) -> None:
-    """Every module of a real adapter gets its tensors, rows, order and orientation; fused experts get a reason."""
+    """Every module of a real adapter gets its tensors, rows, order and orientation."""
     modules, tensors, truth = inventory(name)
     found = resolve(modules, tensors)
     assert list(found) == list(modules)
     for module, known in truth.items():
-        if known["kind"] == "expert3d":
-            assert isinstance(found[module], Unresolved)
-        else:
-            assert found[module] == expected(known), module
+        assert found[module] == expected(known), module
 
 
 @pytest.mark.parametrize("name", PARTIAL)

@@ -15,7 +15,7 @@ from typing import Any
 
 from lora_forensics.base_model.aliases.converters import transformer_converters
 from lora_forensics.base_model.index import NameIndex, Source
-from lora_forensics.base_model.names import MAIN, readings
+from lora_forensics.base_model.names import DENOISERS, readings
 from lora_forensics.base_model.slices import ModuleShape, cut, join
 from lora_forensics.base_model.tracers import Convert, names_out, trace
 from lora_forensics.records import RowSlice
@@ -26,14 +26,21 @@ _XLABS = re.compile(r"processor\.\w+_lora\d?$")
 
 def aliases(index: NameIndex, modules: Mapping[str, ModuleShape]) -> Iterator[tuple[str, str, Source]]:
     """The weights of modules whose own names the base does not have."""
-    base = index.denoiser()
+    for component in DENOISERS:
+        yield from _aliases(index, component, modules)
+
+
+def _aliases(
+    index: NameIndex, component: str, modules: Mapping[str, ModuleShape]
+) -> Iterator[tuple[str, str, Source]]:
+    base = index.denoiser(component)
     likeliest = {next(readings(name)): shape[0] for name, shape in modules.items()}
-    rows = {reading.path: n for reading, n in likeliest.items() if n and MAIN in reading.components}
+    rows = {reading.path: n for reading, n in likeliest.items() if n and component in reading.components}
     if not base or not rows:
         return
     xlabs = {f"{path}.up.weight": n for path, n in rows.items() if _XLABS.search(path)}
     if xlabs:
-        yield from _placed(index, xlabs, _xlabs, ".up.weight")
+        yield from _placed(index, component, xlabs, _xlabs, ".up.weight")
         return
     base_steps = set(_STEP.findall(" ".join(base)))
     depth = max((int(n) for path in base for n in re.findall(r"\.(\d+)\.", path)), default=0)
@@ -42,21 +49,21 @@ def aliases(index: NameIndex, modules: Mapping[str, ModuleShape]) -> Iterator[tu
     for convert in transformer_converters():
         literals = set(_literals(convert.__code__))
         dotted = {f"{_dotted(path, base_steps | literals)}.weight": n for path, n in rows.items()}
-        found += _placed(index, dotted, _lenient(convert, literals, depth), ".weight")
+        found += _placed(index, component, dotted, _lenient(convert, literals, depth), ".weight")
     yield from found
 
 
 def _placed(
-    index: NameIndex, rows: Mapping[str, int], convert: Convert, suffix: str
+    index: NameIndex, component: str, rows: Mapping[str, int], convert: Convert, suffix: str
 ) -> Iterator[tuple[str, str, Source]]:
     """Modules all of whose rows arrive at weights of this base."""
     shapes = {name: (n, 1) for name, n in rows.items()}
     outcome = (_diffusers_path(name) for name in names_out(shapes, convert))
-    if not any(sources for path in outcome for sources in index.find((MAIN,), path)):
+    if not any(sources for path in outcome for sources in index.find((component,), path)):
         return
     arrivals: dict[str, list[tuple[int, int, list[RowSlice]]]] = {}
     for found in trace(shapes, convert):
-        tiers = index.find((MAIN,), _diffusers_path(found.name))
+        tiers = index.find((component,), _diffusers_path(found.name))
         source = next((sources[0] for sources in tiers if len(sources) == 1), None)
         offset = 0
         for module, start, stop in found.runs:
@@ -69,7 +76,7 @@ def _placed(
         edges = [0, *(stop for _, stop, _ in landed)]
         if [start for start, _, _ in landed] == edges[:-1] and edges[-1] == rows[module]:
             parts = join((part for _, _, pieces in landed for part in pieces), index.shapes)
-            yield MAIN, module.removesuffix(suffix), Source(parts)
+            yield component, module.removesuffix(suffix), Source(parts)
 
 
 def _diffusers_path(name: str) -> str:

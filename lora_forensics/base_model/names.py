@@ -103,12 +103,15 @@ EMBEDDINGS = re.compile(
 """Modules that look rows up instead of multiplying: PEFT stores their change transposed."""
 
 INPUTS = frozenset(
-    {"embed_tokens", "wte", "word_embeddings", "embed_in", "shared", "tok_embeddings", "token_embd", "tokens_embed"}
-)
+    {
+        "embed_tokens", "wte", "word_embeddings", "embed_in", "shared", "tok_embeddings", "token_embd", "tokens_embed",
+        "embeddings",
+    }
+)  # fmt: skip
 """Last steps of input embeddings, which heads and other embeddings may share."""
 TIED = re.compile(
-    r"(^|[._])(lm_head([._]decoder)?|embed_out|output_projection|proj_out|generator_lm_head|vocab_projector"
-    r"|predictions[._]decoder|pred_layer[._]proj|embed_tokens|word_embeddings)$"
+    r"(^|[._])(lm_head([._](decoder|out_proj))?|embed_out|output_projection|proj_out|generator_lm_head|vocab_projector"
+    r"|decoder|pred_layer[._]proj|embed_tokens|word_embeddings)$"
 )
 """Modules that may share them: then the file holds the input embedding alone."""
 

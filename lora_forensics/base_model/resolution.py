@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from lora_forensics.base_model.aliases import ALIASERS
+from lora_forensics.base_model.family import adapter_family, base_family
 from lora_forensics.base_model.index import NameIndex, Source
-from lora_forensics.base_model.names import EMBEDDINGS, TIED, readings, unwrap
+from lora_forensics.base_model.names import EMBEDDINGS, MAIN, TIED, readings, unwrap
 from lora_forensics.base_model.slices import ModuleShape, Shape, weight_shape
 from lora_forensics.records import Unresolved, WeightRef
 
@@ -45,7 +46,18 @@ class Resolver:
             for component, path, source in aliaser(self._index, missing):
                 self._index.add(component, path, source)
             missing = self._place(missing)
+        self._explain(modules, missing)
         return {name: self._cache[name, shape] for name, shape in modules.items()}
+
+    def _explain(self, modules: Mapping[str, ModuleShape], missing: Mapping[str, ModuleShape]) -> None:
+        """Where little fits and the base is of another family, say so; what fits of the denoiser fits by chance."""
+        if 2 * len(missing) <= len(modules):
+            return
+        adapter, base = adapter_family(modules), base_family(self._shapes)
+        if adapter and base and adapter != base:
+            for name, shape in modules.items():
+                if name in missing or MAIN in next(readings(name)).components:
+                    self._cache[name, shape] = Unresolved(f"this adapter is for {adapter}, this base is {base}")
 
     def _place(self, modules: Mapping[str, ModuleShape]) -> dict[str, ModuleShape]:
         """Look every module up; the ones without a weight are returned."""
@@ -76,7 +88,14 @@ class Resolver:
                 yield from self._index.find(reading.components, other)
         for reading in readings(name):
             if rows is not None and TIED.search(reading.path):  # a shape tells vocabularies from classes
-                yield [source for component in reading.components for source in self._index.inputs.get(component, ())]
+                inputs = [source for part in reading.components for source in self._index.inputs.get(part, ())]
+                yield [source for source in inputs if not self._has_twin(source)]
+
+    def _has_twin(self, source: Source) -> bool:
+        """Whether a tensor that is no input embedding has the shape of one: then it may be the head."""
+        shape = self._shapes[source.parts[0].tensor]
+        inputs = {part.tensor for sources in self._index.inputs.values() for each in sources for part in each.parts}
+        return any(other == shape and name not in inputs for name, other in self._shapes.items())
 
     def _ref(self, name: str, source: Source) -> WeightRef:
         embedding = EMBEDDINGS.search(name) is not None

@@ -1,13 +1,15 @@
 """Modules named as `transformers` calls them in memory: its own conversions of checkpoints run over row tracers.
 
-Which conversion is the model's cannot be told from names alone: the one that places most modules is taken.
+Which conversions are the model's cannot be told from names alone: the one that places most modules is taken, then the
+one that places most of the others, as a model may hold models.
 """
 
 from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -19,29 +21,35 @@ from lora_forensics.base_model.tracers import trace
 from lora_forensics.records import RowSlice
 
 _TABLE = "transformers.conversion_mapping"
+_PEFT = "base_model."
 _NUMBER = re.compile(r"(?:^|\.)(\d+)\.")
 
 
 def aliases(index: NameIndex, modules: Mapping[str, ModuleShape]) -> Iterator[tuple[str, str, Source]]:
     """Names in memory of the tensors of a language or vision model."""
-    wanted = {unwrap(next(readings(name)).path) for name in modules if _NUMBER.search(name)}
-    main = {} if index.denoiser() else index.paths.get(MAIN, {})
+    by_peft = (name for name in modules if name.startswith(_PEFT) or not index.denoiser())
+    wanted = {unwrap(next(readings(name)).path) for name in by_peft if _NUMBER.search(name)}
+    main = index.paths.get(MAIN, {})
     if not wanted or not main or find_spec("transformers") is None or find_spec(_TABLE) is None:
         return
     table: Any = import_module(_TABLE)
+    conversions = list(table._build_checkpoint_conversion_mapping().values())
     sample = [path for path in main if (found := _NUMBER.search(path)) is None or found[1] in "01"]
-    best, most = [], 0
-    for conversion in table._build_checkpoint_conversion_mapping().values():
-        renamed = (_renamed(path, conversion)[0] for path in sample)
-        hits = len({unwrap(path.removesuffix(".weight")) for path in renamed} & wanted)
-        if hits > most:
-            best, most = conversion, hits
-    if not best:
-        return
-    for found in trace({path: index.shapes[main[path]] for path in main}, lambda columns: _converted(columns, best)):
-        if found.name.endswith(".weight"):
-            parts = join((RowSlice(main[path], (start, stop)) for path, start, stop in found.runs), index.shapes)
-            yield MAIN, found.name.removesuffix(".weight"), Source(parts, found.transposed)
+    while wanted:
+        hits = [len(wanted & {_module(_renamed(path, conversion)[0]) for path in sample}) for conversion in conversions]
+        best = max(range(len(hits)), key=hits.__getitem__, default=0)
+        if not hits or not hits[best]:
+            return
+        conversion = conversions.pop(best)
+        for found in trace({path: index.shapes[main[path]] for path in main}, partial(_converted, conversion)):
+            if found.name.endswith(".weight") and _module(found.name) in wanted:
+                parts = join((RowSlice(main[path], (start, stop)) for path, start, stop in found.runs), index.shapes)
+                yield MAIN, found.name.removesuffix(".weight"), Source(parts, found.transposed)
+                wanted.discard(_module(found.name))
+
+
+def _module(path: str) -> str:
+    return unwrap(path.removesuffix(".weight"))
 
 
 def _renamed(path: str, conversion: list[Any]) -> tuple[str, Any]:
@@ -57,7 +65,7 @@ def _renamed(path: str, conversion: list[Any]) -> tuple[str, Any]:
     return path, None
 
 
-def _converted(columns: Mapping[str, Any], conversion: list[Any]) -> dict[str, Any]:
+def _converted(conversion: list[Any], columns: Mapping[str, Any]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     computed: dict[str, tuple[Any, dict[str, list[Any]]]] = {}
     for path in sorted(columns, key=_natural):
@@ -79,7 +87,12 @@ def _computed(name: str, transform: Any, tensors: dict[str, Any]) -> dict[str, A
     try:
         for operation in copy.deepcopy(transform.operations):
             tensors = operation.convert(
-                tensors, source_patterns=sources, target_patterns=targets, full_layer_name=name, model=_Unknown(), config=_Unknown()
+                tensors,
+                source_patterns=sources,
+                target_patterns=targets,
+                full_layer_name=name,
+                model=_Unknown(),
+                config=_Unknown(),
             )
     except Exception:  # noqa: BLE001 - it asks for the model's configuration, or was not made for these shapes
         return {}

@@ -14,7 +14,7 @@ from lora_forensics.base_model.aliases.converters import (
 from lora_forensics.base_model.index import NameIndex, Source
 from lora_forensics.base_model.names import CLIP_1, CLIP_2, DENOISERS
 from lora_forensics.base_model.slices import ModuleShape, Shape, join
-from lora_forensics.base_model.tracers import Convert, trace
+from lora_forensics.base_model.tracers import Convert, lenient, trace
 from lora_forensics.records import RowSlice
 
 _OPEN_CLIP = ("conditioner.embedders.1.model.", "conditioner.embedders.0.model.", "cond_stage_model.model.")
@@ -32,8 +32,9 @@ def aliases(index: NameIndex, _modules: Mapping[str, ModuleShape]) -> Iterator[t
             yield from _traced(index, component, names, ldm_unet_converter(names))
         elif main and not any(name.startswith(_DIFFUSERS) for name in main.values()):
             convert = transformer_converter({path: index.shapes[name] for path, name in main.items()})
-            if convert is not None:
-                yield from _traced(index, component, main, convert)
+            if convert is not None:  # a file may lack what the converter asks for: then a part is converted
+                found = list(_traced(index, component, main, convert))
+                yield from found or _traced(index, component, main, lenient(convert))
     for component in (CLIP_1, CLIP_2):
         for prefix in _OPEN_CLIP:
             own = {name: name for name in index.paths.get(component, {}).values() if name.startswith(prefix)}

@@ -113,5 +113,7 @@ STORAGES = (
         "https://arxiv.org/abs/2305.14314 (QLoRA)",
         _find_4bit,
     ),
-    Storage("bitsandbytes-8bit", "int8 rows with their `SCB`", "https://arxiv.org/abs/2208.07339 (LLM.int8())", _find_8bit),
+    Storage(
+        "bitsandbytes-8bit", "int8 rows with their `SCB`", "https://arxiv.org/abs/2208.07339 (LLM.int8())", _find_8bit
+    ),
 )

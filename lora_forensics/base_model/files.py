@@ -18,8 +18,8 @@ _NO_COMPONENTS = ("safety_checker", "feature_extractor", "image_encoder")
 """Folders of a pipeline that no adapter is trained on; some hold gigabytes."""
 
 _EXPECTED = (
-    "expected a .safetensors, .gguf or .ckpt file, a Hugging Face model folder (model.safetensors, or shards and their index),"
-    " or a diffusers folder (unet/ or transformer/ beside text_encoder/)"
+    "expected a .safetensors, .gguf or .ckpt file, a Hugging Face model folder (model.safetensors, or shards and their"
+    " index), or a diffusers folder (unet/ or transformer/ beside text_encoder/)"
 )
 
 

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 MAIN, MAIN_2, TEXT, CLIP_1, CLIP_2, VAE = "main", "main_2", "text", "clip_1", "clip_2", "vae"
-"""Components: the denoiser or language model; the second denoiser of a pair (Wan 2.2, low noise); a text encoder without
-a twin; two CLIP encoders of equal names; VAE."""
+"""Components: the denoiser or language model; the second denoiser of a pair (Wan 2.2, low noise); a text encoder
+without a twin; two CLIP encoders of equal names; VAE."""
 
 DENOISERS = (MAIN, MAIN_2)
 LOW_NOISE = "low_noise"
@@ -89,8 +89,9 @@ _LOOSE_TEXT = re.compile(
 _OLD_PROCESSOR = re.compile(r"\.processor\.to_(q|k|v|out)_lora$")
 _WRAPPERS = frozenset(
     {
-        "base_model", "model", "language_model", "transformer", "text_model", "backbone", "albert", "beit", "bert", "deberta",
-        "deit", "dinov2", "distilbert", "electra", "esm", "gpt_neox", "hubert", "mpnet", "roberta", "swin", "vit", "wav2vec2",
+        "base_model", "model", "language_model", "transformer", "text_model", "backbone", "albert", "beit", "bert",
+        "deberta", "deit", "dinov2", "distilbert", "electra", "esm", "gpt_neox", "hubert", "mpnet", "roberta", "swin",
+        "vit", "wav2vec2",
     }
 )  # fmt: skip
 """Leading steps of a path that come and go between a live model and its file on disk (`base_model_prefix`)."""

@@ -34,7 +34,7 @@ def aliases(index: NameIndex, modules: Mapping[str, ModuleShape]) -> Iterator[tu
         return
     table: Any = import_module(_TABLE)
     conversions = list(table._build_checkpoint_conversion_mapping().values())
-    sample = [path for path in main if (found := _NUMBER.search(path)) is None or found[1] in "01"]
+    sample = [path for path in main if (number := _NUMBER.search(path)) is None or number[1] in "01"]
     while wanted:
         hits = [len(wanted & {_module(_renamed(path, conversion)[0]) for path in sample}) for conversion in conversions]
         best = max(range(len(hits)), key=hits.__getitem__, default=0)

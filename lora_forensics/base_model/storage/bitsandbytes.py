@@ -59,7 +59,7 @@ class _FourBit:
 
         width = math.prod(self.shape[1:])
         first, last = start * width, stop * width
-        low, high = first // 2 // self._item, -(-(-(-last // 2)) // self._item)
+        low, high = first // (2 * self._item), -(-last // (2 * self._item))
         codes = self._tensors.read_slice(self._name, 0, low, high).contiguous().flatten().view(torch.uint8)
         values = torch.stack([codes >> 4, codes & 15], dim=1).flatten()
         values = values[first - 2 * low * self._item :][: last - first].long()

@@ -19,8 +19,8 @@ SUFFIX = ".gguf"
 
 _PERMUTED = frozenset(
     {
-        "llama", "arcee", "baichuan", "chameleon", "deci", "granite", "granitehybrid", "granitemoe", "internlm2", "llada",
-        "minicpm", "mistral3", "olmo", "smollm3", "xverse",
+        "llama", "arcee", "baichuan", "chameleon", "deci", "granite", "granitehybrid", "granitemoe", "internlm2",
+        "llada", "minicpm", "mistral3", "olmo", "smollm3", "xverse",
     }
 )  # fmt: skip
 """Architectures whose query and key rows llama.cpp reorders: pairs of rotary halves lie side by side in the file."""

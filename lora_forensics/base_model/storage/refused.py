@@ -1,4 +1,4 @@
-"""Packed weights that are recognised and not read: similarity to what rounding made of a weight is not the weight's."""
+"""Packed weights that are recognised and not read."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SCHEMES = (
     _Scheme("zero-point", (".weight_zero_point",), source="https://github.com/vllm-project/compressed-tensors"),
     _Scheme("nvfp4", (".weight_scale_2",), source="https://github.com/NVIDIA/TensorRT-Model-Optimizer"),
     _Scheme(
-        "mxfp4", ("_blocks", "_scales"), instead="the bfloat16 model (for gpt-oss: one of the repositories named -bf16)",
+        "mxfp4", ("_blocks", "_scales"), instead="the bfloat16 model (gpt-oss: a repository named -bf16)",
         source="https://www.opencompute.org/documents/ocp-microscaling-formats-mx-v1-0-spec-final-pdf",
     ),
     _Scheme("exl2", (".q_weight", ".q_scale"), source="https://github.com/turboderp-org/exllamav2"),

@@ -16,7 +16,7 @@ from lora_forensics.base_model.names import readings, unwrap
 from lora_forensics.base_model.slices import ModuleShape, Parts, Shape
 from lora_forensics.records import RowSlice
 
-_PATH = re.compile(r"(?P<layer>.*?)(?:[^.]+\.)?experts(?:\.(?P<number>\d+))?(?:\.(?P<name>[a-z]\w*))?")
+_PATH = re.compile(r"(?P<layer>.*?)(?:[a-z][^.]*\.)?experts(?:\.(?P<number>\d+))?(?:\.(?P<name>[a-z]\w*))?")
 """The step before `experts` is left out: it has other names in memory than on disk, and a layer has one."""
 _LLAMA_CPP = re.compile(r"blk\.(\d+)\.ffn_(gate|up|down|gate_up)_exps")
 _ROLES = {

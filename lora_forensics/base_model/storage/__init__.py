@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from lora_forensics.base_model.storage import bitsandbytes, floats, gguf, refused, scaled
 from lora_forensics.base_model.storage.interface import Storage, StoredWeight
-from lora_forensics.tensors import TENSOR_FILES, TensorInfo, Tensors, open_tensors
+from lora_forensics.errors import BaseModelError, CheckpointError
+from lora_forensics.tensors import PICKLES, TENSOR_FILES, TensorInfo, Tensors, open_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -33,9 +34,16 @@ def open_file(path: Path) -> Tensors:
 
     Raises:
         CheckpointError: damaged, or of a format that is not read.
-        BaseModelError: a library is missing that reads it; the hint names the extra.
+        BaseModelError: a pickle that is not loaded, or a library is missing (the hint names the extra).
     """
-    return gguf.GGUFFile(path) if path.suffix == gguf.SUFFIX else open_tensors(path)
+    if path.suffix == gguf.SUFFIX:
+        return gguf.GGUFFile(path)
+    try:
+        return open_tensors(path)
+    except CheckpointError as error:
+        if path.suffix not in PICKLES:
+            raise
+        raise BaseModelError(error.message, "pass this model as .safetensors: a pickle may run code") from error
 
 
 def unpacked(tensors: Tensors) -> Tensors:

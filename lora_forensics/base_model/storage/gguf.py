@@ -91,7 +91,7 @@ class GGUFFile:
             data = tensor.data.reshape(-1).view(np.uint8)[first * size : last * size]
             numbers = self._gguf.dequantize(data, tensor.tensor_type).reshape(-1)
         except (NotImplementedError, ValueError, TypeError) as error:
-            raise CheckpointError(
+            raise BaseModelError(
                 f"{self.path}: tensor {name!r} cannot be read: {error}",
                 "pass the 16-bit model that it was made from with --base",
             ) from error
@@ -116,8 +116,9 @@ class GGUFFile:
         heads = (self._heads("head_count_kv", int(found["block"])) or queries) if found["letter"] == "k" else queries
         rows = self._infos[name].shape[0]
         if not heads or rows % (2 * heads):
-            raise CheckpointError(
-                f"{self.path}: tensor {name!r} cannot be read: the header does not tell its attention heads"
+            raise BaseModelError(
+                f"{self.path}: tensor {name!r} cannot be read: the header does not tell its attention heads",
+                "pass the 16-bit model that it was made from with --base",
             )
         return rows // heads
 

@@ -25,13 +25,14 @@ _USUAL_BLOCK = 128
 def _find(tensors: Tensors) -> Iterator[Found]:
     infos = tensors.infos
     for name, info in infos.items():
+        if name.rpartition(".")[2] == _MARKER:
+            yield Found(companions=frozenset([name]))
+            continue
         scale = next((s for s in _related(name, _SCALES) if s in infos), None)
         if info.dtype in _FP8 or (info.dtype == "I8" and scale is not None):
             others = [other for other in _related(name, _OTHERS) if other in infos]
             weight = StoredWeight(name, info, _Scaled(tensors, name, info, scale))
             yield Found((weight,), frozenset([scale, *others] if scale else others))
-        elif name == _MARKER or name.endswith(f".{_MARKER}"):
-            yield Found(companions=frozenset([name]))
 
 
 def _related(name: str, rules: Sequence[tuple[str, str]]) -> Iterator[str]:
@@ -77,14 +78,16 @@ def _blocks(shape: Sequence[int], scale: Sequence[int]) -> list[tuple[int, int]]
     if math.prod(scale) == 1:
         return [(1, size) for size in shape]
     counts = list(scale)
-    if len(counts) == len(shape) + 1 and counts[-1] == 1:
+    grouped = len(counts) == len(shape) + 1 and counts[-1] == 1  # as many entries for each scale of an axis
+    if grouped:
         counts.pop()
     counts += [1] * (len(shape) - len(counts))
     if len(counts) != len(shape):
         return None
     blocks = []
     for size, count in zip(shape, counts, strict=True):
-        block = _USUAL_BLOCK if math.ceil(size / _USUAL_BLOCK) == count else size // max(count, 1)
+        usual = not grouped and math.ceil(size / _USUAL_BLOCK) == count
+        block = _USUAL_BLOCK if usual else size // max(count, 1)
         block = 1 if size == count else size if count == 1 else block
         if block < 1 or math.ceil(size / block) != count:
             return None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_forensics.base_model.files import tensor_files
-from lora_forensics.base_model.names import LOW_NOISE
+from lora_forensics.base_model.names import EMBEDDINGS, LOW_NOISE, MAIN, split_tensor
 from lora_forensics.base_model.resolution import Resolver
 from lora_forensics.base_model.slices import (
     ModuleShape,
@@ -39,12 +39,13 @@ class BaseModel:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         """`paths` are as for `open_base`."""
-        files = [file for path in paths for file in tensor_files(path)]
+        bases = {path: tensor_files(path) for path in paths}
+        files = [file for found in bases.values() for file in found]
         self.path = " + ".join(str(path) for path in paths)
         self.paths = tuple(paths)
         self.files = tuple(file for _, file in files)
         with _base_model_errors():
-            self.tensors = unpacked(_union(files))
+            self.tensors = unpacked(_union(bases))
             marks = [f"{prefix}{file_fingerprint(file)}" for prefix, file in files]
         self.fingerprint = hashlib.sha256("|".join(marks).encode()).hexdigest()[:16]
         self.shapes: dict[str, Shape] = {name: info.shape for name, info in self.tensors.infos.items()}
@@ -119,18 +120,28 @@ def open_base(paths: Sequence[Path]) -> BaseModel:
     return BaseModel(paths)
 
 
-def _union(files: Sequence[tuple[str, Path]]) -> Tensors:
+def _union(bases: Mapping[Path, Sequence[tuple[str, Path]]]) -> Tensors:
     """All files as one; a file whose names are taken already (a second CLIP) gets its own name as prefix."""
     opened: dict[str, Tensors] = {}
     taken: set[str] = set()
-    for number, (place, file) in enumerate(files):
-        tensors = open_file(file)
-        second = len(files) > 1 and not place and _LOW_NOISE.search(file.stem)
-        prefix = f"{LOW_NOISE}/" if second else place
-        own = f"{file.stem.replace('#', '_')}/" if any(prefix + name in taken for name in tensors.infos) else prefix
-        taken.update(own + name for name in tensors.infos)
-        opened[f"{own}#{number}"] = tensors
+    for path, files in bases.items():
+        group = [(prefix, file, open_file(file)) for prefix, file in files]
+        place = _place(path, [name for _, _, tensors in group for name in tensors.infos]) if len(bases) > 1 else ""
+        for known, file, tensors in group:
+            prefix = known or place
+            if any(prefix + name in taken for name in tensors.infos):
+                prefix = f"{file.stem.replace('#', '_')}/"
+            taken.update(prefix + name for name in tensors.infos)
+            opened[f"{prefix}#{len(opened)}"] = tensors
     return TensorUnion(opened)
+
+
+def _place(path: Path, names: Sequence[str]) -> str:
+    """The folder that one of several paths stands for, where its tensors' names alone would not tell."""
+    if _LOW_NOISE.search(path.stem):
+        return f"{LOW_NOISE}/"
+    embeddings = (name for name in names if EMBEDDINGS.search(name.removesuffix(".weight")))
+    return "text_encoder/" if any(split_tensor(name)[0] == MAIN for name in embeddings) else ""
 
 
 @contextmanager

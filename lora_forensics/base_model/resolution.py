@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 
 from lora_forensics.base_model.aliases import ALIASERS
@@ -92,10 +93,11 @@ class Resolver:
                 yield [source for source in inputs if not self._has_twin(source)]
 
     def _has_twin(self, source: Source) -> bool:
-        """Whether a tensor that is no input embedding has the shape of one: then it may be the head."""
+        """Whether a tensor outside of all layers, and no input embedding, has the shape of one: it may be the head."""
         shape = self._shapes[source.parts[0].tensor]
         inputs = {part.tensor for sources in self._index.inputs.values() for each in sources for part in each.parts}
-        return any(other == shape and name not in inputs for name, other in self._shapes.items())
+        others = (name for name, other in self._shapes.items() if other == shape and name not in inputs)
+        return any(not re.search(r"\.\d+\.", name) for name in others)
 
     def _ref(self, name: str, source: Source) -> WeightRef:
         embedding = EMBEDDINGS.search(name) is not None

@@ -11,34 +11,30 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import partial
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 from lora_forensics.base_model.index import NameIndex, Source
-from lora_forensics.base_model.names import MAIN, readings, unwrap
+from lora_forensics.base_model.names import MAIN, TEXT, readings, unwrap
 from lora_forensics.base_model.slices import ModuleShape, join
 from lora_forensics.base_model.tracers import trace
 from lora_forensics.records import RowSlice
 
-_TABLE = "transformers.conversion_mapping"
 _PEFT = "base_model."
 _NUMBER = re.compile(r"(?:^|\.)(\d+)\.")
 
 
 def aliases(index: NameIndex, modules: Mapping[str, ModuleShape]) -> Iterator[tuple[str, str, Source]]:
     """Names in memory of the tensors of a language or vision model."""
-    by_peft = (name for name in modules if name.startswith(_PEFT) or not index.denoiser())
-    wanted = {unwrap(next(readings(name)).path) for name in by_peft if _NUMBER.search(name)}
-    main = index.paths.get(MAIN, {})
-    if not wanted or not main or find_spec("transformers") is None or find_spec(_TABLE) is None:
+    wanted = {unwrap(next(readings(n)).path) for n in modules if n.startswith(_PEFT) or not index.denoiser()}
+    main = {**index.paths.get(TEXT, {}), **index.paths.get(MAIN, {})}
+    if not any(map(_NUMBER.search, wanted)) or not main:
         return
-    table: Any = import_module(_TABLE)
-    conversions = list(table._build_checkpoint_conversion_mapping().values())
+    conversions = _conversions()
     sample = [path for path in main if (number := _NUMBER.search(path)) is None or number[1] in "01"]
-    while wanted:
+    while wanted and conversions:
         hits = [len(wanted & {_module(_renamed(path, conversion)[0]) for path in sample}) for conversion in conversions]
-        best = max(range(len(hits)), key=hits.__getitem__, default=0)
-        if not hits or not hits[best]:
+        best = max(range(len(hits)), key=hits.__getitem__)
+        if not hits[best]:
             return
         conversion = conversions.pop(best)
         for found in trace({path: index.shapes[main[path]] for path in main}, partial(_converted, conversion)):
@@ -46,6 +42,15 @@ def aliases(index: NameIndex, modules: Mapping[str, ModuleShape]) -> Iterator[tu
                 parts = join((RowSlice(main[path], (start, stop)) for path, start, stop in found.runs), index.shapes)
                 yield MAIN, found.name.removesuffix(".weight"), Source(parts, found.transposed)
                 wanted.discard(_module(found.name))
+
+
+def _conversions() -> list[Any]:
+    """Those of the installed library; none where it is absent, or keeps them elsewhere."""
+    try:
+        table: Any = import_module("transformers.conversion_mapping")
+        return list(table._build_checkpoint_conversion_mapping().values())
+    except (ImportError, AttributeError):
+        return []
 
 
 def _module(path: str) -> str:

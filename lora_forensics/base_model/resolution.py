@@ -16,6 +16,8 @@ _CONV1D = frozenset({"c_attn", "q_attn", "c_fc", "c_proj"})
 _HEADS_ON_DISK = {"lm_head": ("embed_out", "output"), "embed_out": ("lm_head",)}
 """Heads by their name in the live model, and what the file may call them instead."""
 
+_HEAD = re.compile(r"(^|\.)(\w*head|cls|decoder|score|classifier)\.(?!.*\d)(.*\.)?weight$")
+
 
 def resolve(modules: Mapping[str, ModuleShape], tensors: Mapping[str, Shape]) -> dict[str, WeightRef | Unresolved]:
     """The frozen weight below each module of an adapter; a pure function of names and shapes.
@@ -93,11 +95,10 @@ class Resolver:
                 yield [source for source in inputs if not self._has_twin(source)]
 
     def _has_twin(self, source: Source) -> bool:
-        """Whether a tensor outside of all layers, and no input embedding, has the shape of one: it may be the head."""
+        """Whether a tensor that is called a head has the shape of an input embedding: then that is not shared."""
         shape = self._shapes[source.parts[0].tensor]
-        inputs = {part.tensor for sources in self._index.inputs.values() for each in sources for part in each.parts}
-        others = (name for name, other in self._shapes.items() if other == shape and name not in inputs)
-        return any(not re.search(r"\.\d+\.", name) for name in others)
+        heads = (name for name, other in self._shapes.items() if other == shape and _HEAD.search(name))
+        return any(not EMBEDDINGS.search(name.removesuffix(".weight")) for name in heads)
 
     def _ref(self, name: str, source: Source) -> WeightRef:
         embedding = EMBEDDINGS.search(name) is not None

@@ -135,6 +135,7 @@ def test_square_conv1d_is_transposed() -> None:
         ("cls.predictions.decoder", "bert.embeddings.word_embeddings", {}, True),
         ("proj_out", "model.decoder.embed_tokens", {"model.decoder.embed_positions.weight": (448, 8)}, True),
         ("encoder.embed_tokens", "shared", {}, True),
+        ("lm_head", "model.decoder.embed_tokens", {"model.visual.table.weight": (32, 8)}, True),
         ("lm_head", "model.embed_tokens", {"head.decoder.weight": (32, 8)}, False),
         ("score", "model.embed_tokens", {}, False),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -42,16 +41,14 @@ _SCHEMES = (
     _Scheme("torchao", ("_weight_qdata",), source="https://github.com/pytorch/ao"),
 )  # fmt: skip
 
-_ENDS = re.compile("|".join(sorted({re.escape(end) + "$" for scheme in _SCHEMES for end in scheme.ends}, reverse=True)))
-
 
 def _finder(scheme: _Scheme) -> Callable[[Tensors], Iterator[Found]]:
     def find(tensors: Tensors) -> Iterator[Found]:
-        ends = {match[0] for name in tensors.infos if (match := _ENDS.search(name))}
-        if ends.issuperset(scheme.ends) and scheme.without not in ends:
-            example = next(name for name in tensors.infos if name.endswith(scheme.ends[0]))
+        examples = [next((name for name in tensors.infos if name.endswith(end)), None) for end in scheme.ends]
+        excluded = scheme.without and any(name.endswith(scheme.without) for name in tensors.infos)
+        if all(examples) and not excluded:
             raise BaseModelError(
-                f"the base model is packed as {scheme.name} (it has {example}), which is not read",
+                f"the base model is packed as {scheme.name} (it has {examples[0]}), which is not read",
                 f"pass {scheme.instead} with --base",
             )
         return iter(())

@@ -28,8 +28,10 @@ def _find(tensors: Tensors) -> Iterator[Found]:
         if name.rpartition(".")[2] == _MARKER:
             yield Found(companions=frozenset([name]))
             continue
+        if info.dtype not in (*_FP8, "I8"):
+            continue
         scale = next((s for s in _related(name, _SCALES) if s in infos), None)
-        if info.dtype in _FP8 or (info.dtype == "I8" and scale is not None):
+        if info.dtype in _FP8 or scale is not None:
             others = [other for other in _related(name, _OTHERS) if other in infos]
             weight = StoredWeight(name, info, _Scaled(tensors, name, info, scale))
             yield Found((weight,), frozenset([scale, *others] if scale else others))

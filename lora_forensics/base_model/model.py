@@ -51,9 +51,11 @@ class BaseModel:
         self.shapes: dict[str, Shape] = {name: info.shape for name, info in self.tensors.infos.items()}
         self._resolver = Resolver(self.shapes)
 
-    def resolve(self, modules: Mapping[str, ModuleShape]) -> dict[str, WeightRef | Unresolved]:
+    def resolve(
+        self, modules: Mapping[str, ModuleShape], metadata: Mapping[str, str] | None = None
+    ) -> dict[str, WeightRef | Unresolved]:
         """The weight below each module, or why there is none; see `lora_forensics.base_model.resolve`."""
-        return self._resolver.resolve(modules)
+        return self._resolver.resolve(modules, metadata)
 
     def shape(self, ref: WeightRef) -> tuple[int, int]:
         """Rows and columns of a weight: out x in, kernels flattened, embeddings entries x width."""

@@ -15,8 +15,8 @@ from lora_forensics.records import Unresolved, WeightRef
 _CONV1D = frozenset({"c_attn", "q_attn", "c_fc", "c_proj"})
 _HEADS_ON_DISK = {"lm_head": ("embed_out", "output"), "embed_out": ("lm_head",)}
 """Heads by their name in the live model, and what the file may call them instead."""
-
 _HEAD = re.compile(r"(^|\.)(\w*head|cls|decoder|score|classifier)\.(?!.*\d)(.*\.)?weight$")
+"""Tensors outside of all layers that are called a head."""
 
 
 def resolve(modules: Mapping[str, ModuleShape], tensors: Mapping[str, Shape]) -> dict[str, WeightRef | Unresolved]:
@@ -39,8 +39,10 @@ class Resolver:
         self._conv1d = _stores_conv1d(self._shapes)
         self._cache: dict[tuple[str, ModuleShape], WeightRef | Unresolved] = {}
 
-    def resolve(self, modules: Mapping[str, ModuleShape]) -> dict[str, WeightRef | Unresolved]:
-        """As the function of that name."""
+    def resolve(
+        self, modules: Mapping[str, ModuleShape], metadata: Mapping[str, str] | None = None
+    ) -> dict[str, WeightRef | Unresolved]:
+        """As the function of that name; the adapter's metadata may tell its family where its names do not."""
         missing = {name: shape for name, shape in modules.items() if (name, shape) not in self._cache}
         missing = self._place(missing)
         for aliaser in ALIASERS:
@@ -49,14 +51,19 @@ class Resolver:
             for component, path, source in aliaser(self._index, missing):
                 self._index.add(component, path, source)
             missing = self._place(missing)
-        self._explain(modules, missing)
+        self._explain(modules, missing, metadata)
         return {name: self._cache[name, shape] for name, shape in modules.items()}
 
-    def _explain(self, modules: Mapping[str, ModuleShape], missing: Mapping[str, ModuleShape]) -> None:
+    def _explain(
+        self,
+        modules: Mapping[str, ModuleShape],
+        missing: Mapping[str, ModuleShape],
+        metadata: Mapping[str, str] | None,
+    ) -> None:
         """Where little fits and the base is of another family, say so; what fits of the denoiser fits by chance."""
         if 2 * len(missing) <= len(modules):
             return
-        adapter, base = adapter_family(modules), base_family(self._shapes)
+        adapter, base = adapter_family(modules, metadata), base_family(self._shapes)
         if adapter and base and adapter != base:
             for name, shape in modules.items():
                 if name in missing or MAIN in next(readings(name)).components:

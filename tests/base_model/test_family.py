@@ -9,6 +9,7 @@ import pytest
 
 from lora_forensics.base_model import resolve
 from lora_forensics.base_model.family import adapter_family, base_family
+from lora_forensics.base_model.resolution import Resolver
 from lora_forensics.records import Unresolved, WeightRef
 
 FAMILIES = {
@@ -86,4 +87,8 @@ def test_the_same_family_is_not_blamed(inventory: Callable[[str], Any]) -> None:
 )
 def test_metadata(metadata: dict[str, str], family: str | None) -> None:
     """Where names tell nothing, what the trainer recorded does."""
-    assert adapter_family({"lora_te_text_model_encoder_layers_0_mlp_fc1": (3072, 768)}, metadata) == family
+    modules: dict[str, tuple[int | None, int | None]] = {"lora_te_text_model_encoder_layers_9_mlp_fc1": (3072, 768)}
+    assert adapter_family(modules, metadata) == family
+    base = Resolver({"unet/down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight": (320, 1024)})
+    reason = f"this adapter is for {family}, this base is SD2" if family else "no base tensor has this name"
+    assert base.resolve(modules, metadata) == dict.fromkeys(modules, Unresolved(reason))

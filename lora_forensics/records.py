@@ -131,7 +131,9 @@ class RowSlice:
 
     tensor: str
     rows: tuple[int, int] | None = None
-    """Start and stop on axis 0; None is all rows."""
+    """Start and stop on axis 0, or on axis 1 of an expert; None is all rows."""
+    expert: int | None = None
+    """Index on axis 0 of a tensor of three axes that holds all experts of a layer; None for every other tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +141,7 @@ class WeightRef:
     """The frozen weight below one adapter module."""
 
     parts: tuple[RowSlice, ...]
-    """Stacked along the rows, in this order."""
+    """Stacked along the rows, in this order; experts along their outputs, however they are stored."""
     transposed: bool = False
     """The base is stored in x out (Conv1D of GPT-2, embeddings)."""
     embedding: bool = False

@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+from lora_forensics.base_model.storage.gguf import SUFFIX as GGUF
 from lora_forensics.errors import BaseModelError
 from lora_forensics.tensors import SAFETENSORS
 
@@ -17,8 +18,8 @@ _NO_COMPONENTS = ("safety_checker", "feature_extractor", "image_encoder")
 """Folders of a pipeline that no adapter is trained on; some hold gigabytes."""
 
 _EXPECTED = (
-    "expected a .safetensors or .ckpt file, a Hugging Face model folder (model.safetensors, or shards and their index),"
-    " or a diffusers folder (unet/ or transformer/ beside text_encoder/)"
+    "expected a .safetensors, .gguf or .ckpt file, a Hugging Face model folder (model.safetensors, or shards and their"
+    " index), or a diffusers folder (unet/ or transformer/ beside text_encoder/)"
 )
 
 
@@ -37,10 +38,10 @@ def tensor_files(path: Path) -> list[tuple[str, Path]]:
         return files
     if (path / "adapter_config.json").is_file():
         raise BaseModelError(f"{path}: this is an adapter, not the base model below it", _EXPECTED)
-    single = list(path.glob(f"*{SAFETENSORS}"))
+    single = [file for suffix in (SAFETENSORS, GGUF) for file in path.glob(f"*{suffix}")]
     if len(single) == 1:
         return [("", single[0])]
-    several = f" ({len(single)} .safetensors files lie in it: name one of them)" if single else ""
+    several = f" ({len(single)} model files lie in it: name one of them)" if single else ""
     raise BaseModelError(f"{path}: not a base model{several}", _EXPECTED)
 
 

@@ -8,9 +8,9 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from lora_forensics.base_model.files import folder_files
 from lora_forensics.base_model.model import BaseModel, open_base
+from lora_forensics.base_model.storage import BASE_FILES
 from lora_forensics.errors import BaseModelError
 from lora_forensics.records import BaseReference
-from lora_forensics.tensors import TENSOR_FILES
 
 _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 _GIVE = "pass --base PATH"
@@ -84,7 +84,7 @@ def _folders(run_folder: Path, search_root: Path | None) -> Iterator[Path]:
 
 def _holds_base(path: Path) -> bool:
     try:
-        return path.suffix in TENSOR_FILES if path.is_file() else path.is_dir() and bool(folder_files(path))
+        return path.suffix in BASE_FILES if path.is_file() else path.is_dir() and bool(folder_files(path))
     except (OSError, ValueError):  # a recorded name may be no possible path: too long, or with a null byte
         return False
 
@@ -97,7 +97,7 @@ def _is_complete(snapshot: Path | None) -> bool:
 
 
 def _is_repository(name: str) -> bool:
-    return _REPOSITORY.fullmatch(name) is not None and not name.endswith(TENSOR_FILES)
+    return _REPOSITORY.fullmatch(name) is not None and not name.endswith(BASE_FILES)
 
 
 def _cached(repository: str, revision: str | None) -> Path | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lora_forensics.base_model.names import EMBEDDINGS, HEADS, MAIN, flatten, module_path, split_tensor, unwrap
+from lora_forensics.base_model.names import EMBEDDINGS, HEADS, INPUTS, MAIN, flatten, module_path, split_tensor, unwrap
 from lora_forensics.base_model.slices import Parts, Shape
 from lora_forensics.records import RowSlice
 
@@ -28,6 +28,8 @@ class NameIndex:
         self._unwrapped: dict[tuple[str, str], list[Source]] = {}
         self.paths: dict[str, dict[str, str]] = {}
         """Component to path to tensor name."""
+        self.inputs: dict[str, list[Source]] = {}
+        """Component to its input embeddings."""
         for name in shapes:
             component, path = split_tensor(name)
             if component is None:
@@ -35,13 +37,15 @@ class NameIndex:
             self.paths.setdefault(component, {})[path] = name
             module = module_path(path)
             if module is not None:
+                if module.rpartition(".")[2] in INPUTS:
+                    self.inputs.setdefault(component, []).append(Source((RowSlice(name),)))
                 self.add(component, module, Source((RowSlice(name),)))
                 if path != name and "/" not in name:
                     self.add(component, name.removesuffix(".weight"), Source((RowSlice(name),)))
 
-    def denoiser(self) -> dict[str, str]:
-        """Path to tensor name of the main component; empty where it is a language model or the head of one."""
-        main = self.paths.get(MAIN, {})
+    def denoiser(self, component: str = MAIN) -> dict[str, str]:
+        """Path to tensor name of a main component; empty where it is a language model or the head of one."""
+        main = self.paths.get(component, {})
         if all(path.partition(".")[0] in HEADS for path in main):
             return {}
         return {} if any(EMBEDDINGS.search(path.removesuffix(".weight")) for path in main) else main

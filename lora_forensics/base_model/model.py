@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_forensics.base_model.files import tensor_files
+from lora_forensics.base_model.names import EMBEDDINGS, LOW_NOISE, MAIN, split_tensor
 from lora_forensics.base_model.resolution import Resolver
-from lora_forensics.base_model.slices import ModuleShape, Shape, cut, flat_shape, span, weight_shape
+from lora_forensics.base_model.slices import (
+    ModuleShape,
+    Shape,
+    cut,
+    flat_shape,
+    part_shape,
+    span,
+    stacks_outputs,
+    weight_shape,
+)
+from lora_forensics.base_model.storage import open_file, unpacked
 from lora_forensics.errors import BaseModelError, CheckpointError
 from lora_forensics.records import RowSlice, Unresolved, WeightRef
-from lora_forensics.tensors import Tensors, TensorUnion, file_fingerprint, open_tensors
+from lora_forensics.tensors import Tensors, TensorUnion, file_fingerprint
 
 if TYPE_CHECKING:
     import torch
+
+_LOW_NOISE = re.compile(r"low[_-]?noise", re.IGNORECASE)
+"""In the file name of the second of two denoisers (Wan 2.2): all its tensors are called as the first one's."""
 
 
 class BaseModel:
@@ -24,20 +39,23 @@ class BaseModel:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         """`paths` are as for `open_base`."""
-        files = [file for path in paths for file in tensor_files(path)]
+        bases = {path: tensor_files(path) for path in paths}
+        files = [file for found in bases.values() for file in found]
         self.path = " + ".join(str(path) for path in paths)
         self.paths = tuple(paths)
         self.files = tuple(file for _, file in files)
         with _base_model_errors():
-            self.tensors: Tensors = _union(files)
+            self.tensors = unpacked(_union(bases))
             marks = [f"{prefix}{file_fingerprint(file)}" for prefix, file in files]
         self.fingerprint = hashlib.sha256("|".join(marks).encode()).hexdigest()[:16]
         self.shapes: dict[str, Shape] = {name: info.shape for name, info in self.tensors.infos.items()}
         self._resolver = Resolver(self.shapes)
 
-    def resolve(self, modules: Mapping[str, ModuleShape]) -> dict[str, WeightRef | Unresolved]:
+    def resolve(
+        self, modules: Mapping[str, ModuleShape], metadata: Mapping[str, str] | None = None
+    ) -> dict[str, WeightRef | Unresolved]:
         """The weight below each module, or why there is none; see `lora_forensics.base_model.resolve`."""
-        return self._resolver.resolve(modules)
+        return self._resolver.resolve(modules, metadata)
 
     def shape(self, ref: WeightRef) -> tuple[int, int]:
         """Rows and columns of a weight: out x in, kernels flattened, embeddings entries x width."""
@@ -76,13 +94,18 @@ class BaseModel:
         import torch
 
         with _base_model_errors():
-            if ref.transposed and not ref.embedding:
+            if stacks_outputs(ref):
+                pieces = [self._columns(part, low, high).T for part, low, high in self._side_by_side(ref, start, stop)]
+            elif ref.transposed and not ref.embedding:
                 return torch.cat([self._columns(part, start, stop) for part in ref.parts]).T
-            pieces = [self._rows(part) for part in cut(ref.parts, start, stop, self.shapes)]
+            else:
+                pieces = [self._rows(part) for part in cut(ref.parts, start, stop, self.shapes)]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def _rows(self, part: RowSlice) -> torch.Tensor:
         first, last = span(part, self.shapes)
+        if part.expert is not None:
+            return self._expert(part)[first:last].flatten(1)
         if not self.shapes[part.tensor]:
             return self.tensors.read(part.tensor).reshape(1, 1)
         columns = flat_shape(self.shapes[part.tensor])[1]
@@ -90,7 +113,23 @@ class BaseModel:
 
     def _columns(self, part: RowSlice, start: int, stop: int) -> torch.Tensor:
         first, last = span(part, self.shapes)
+        if part.expert is not None:
+            return self._expert(part)[first:last, start:stop]
         return self.tensors.read_slice(part.tensor, 1, start, stop)[first:last]
+
+    def _expert(self, part: RowSlice) -> torch.Tensor:
+        number = part.expert or 0
+        return self.tensors.read_slice(part.tensor, 0, number, number + 1)[0]
+
+    def _side_by_side(self, ref: WeightRef, start: int, stop: int) -> Iterator[tuple[RowSlice, int, int]]:
+        """Outputs [start, stop) of experts that are stored in x out: each part with its own share of them."""
+        offset = 0
+        for part in ref.parts:
+            width = part_shape(part, self.shapes)[1]
+            low, high = max(start - offset, 0), min(stop - offset, width)
+            if low < high:
+                yield part, low, high
+            offset += width
 
 
 def open_base(paths: Sequence[Path]) -> BaseModel:
@@ -104,16 +143,28 @@ def open_base(paths: Sequence[Path]) -> BaseModel:
     return BaseModel(paths)
 
 
-def _union(files: Sequence[tuple[str, Path]]) -> Tensors:
+def _union(bases: Mapping[Path, Sequence[tuple[str, Path]]]) -> Tensors:
     """All files as one; a file whose names are taken already (a second CLIP) gets its own name as prefix."""
     opened: dict[str, Tensors] = {}
     taken: set[str] = set()
-    for number, (prefix, file) in enumerate(files):
-        tensors = open_tensors(file)
-        own = f"{file.stem.replace('#', '_')}/" if any(prefix + name in taken for name in tensors.infos) else prefix
-        taken.update(own + name for name in tensors.infos)
-        opened[f"{own}#{number}"] = tensors
+    for path, files in bases.items():
+        group = [(prefix, file, open_file(file)) for prefix, file in files]
+        place = _place(path, [name for _, _, tensors in group for name in tensors.infos]) if len(bases) > 1 else ""
+        for known, file, tensors in group:
+            prefix = known or place
+            if any(prefix + name in taken for name in tensors.infos):
+                prefix = f"{file.stem.replace('#', '_')}/"
+            taken.update(prefix + name for name in tensors.infos)
+            opened[f"{prefix}#{len(opened)}"] = tensors
     return TensorUnion(opened)
+
+
+def _place(path: Path, names: Sequence[str]) -> str:
+    """The folder that one of several paths stands for, where its tensors' names alone would not tell."""
+    if _LOW_NOISE.search(path.stem):
+        return f"{LOW_NOISE}/"
+    embeddings = (name for name in names if EMBEDDINGS.search(name.removesuffix(".weight")))
+    return "text_encoder/" if any(split_tensor(name)[0] == MAIN for name in embeddings) else ""
 
 
 @contextmanager

@@ -10,16 +10,20 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-MAIN, TEXT, CLIP_1, CLIP_2, VAE = "main", "text", "clip_1", "clip_2", "vae"
-"""Components: the denoiser or language model; a text encoder without a twin; two CLIP encoders of equal names; VAE."""
+MAIN, MAIN_2, TEXT, CLIP_1, CLIP_2, VAE = "main", "main_2", "text", "clip_1", "clip_2", "vae"
+"""Components: the denoiser or language model; the second denoiser of a pair (Wan 2.2, low noise); a text encoder
+without a twin; two CLIP encoders of equal names; VAE."""
 
-_ANY = (MAIN, CLIP_1, CLIP_2, TEXT)
+DENOISERS = (MAIN, MAIN_2)
+LOW_NOISE = "low_noise"
+"""Stands for a folder before the names of the second of two denoisers that are files of their own."""
+_ANY = (*DENOISERS, CLIP_1, CLIP_2, TEXT)
 _TEXTS = (CLIP_1, CLIP_2, TEXT)
 
 _MODULE_PREFIXES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("lora_unet_", (MAIN,)),
-    ("lora_transformer_", (MAIN,)),
-    ("oft_unet_", (MAIN,)),
+    ("lora_unet_", DENOISERS),
+    ("lora_transformer_", DENOISERS),
+    ("oft_unet_", DENOISERS),
     ("lora_te1_", (CLIP_1,)),
     ("lora_te1_", (TEXT,)),
     ("lora_te2_", (CLIP_2,)),
@@ -30,8 +34,11 @@ _MODULE_PREFIXES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("lycoris_", _ANY),
     ("unet.", (MAIN,)),
     ("transformer.", (MAIN,)),
-    ("diffusion_model.", (MAIN,)),
-    ("model.diffusion_model.", (MAIN,)),
+    ("transformer_2.", (MAIN_2,)),
+    ("diffusion_model.transformer_1.", (MAIN,)),
+    ("diffusion_model.transformer_2.", (MAIN_2,)),
+    ("diffusion_model.", DENOISERS),
+    ("model.diffusion_model.", DENOISERS),
     ("text_encoder.", (CLIP_1,)),
     ("text_encoder.", (TEXT,)),
     ("text_encoder_2.", (CLIP_2,)),
@@ -61,6 +68,8 @@ _TENSOR_PREFIXES: tuple[tuple[str, str | None], ...] = (
 """Prefixes of single files; the EMA copy in old ones is not what an adapter was trained on."""
 
 _FOLDERS: dict[str, str | None] = {
+    "transformer_2": MAIN_2,
+    LOW_NOISE: MAIN_2,
     "text_encoder": CLIP_1,
     "text_encoder_2": CLIP_2,
     "clip_l": CLIP_1,
@@ -78,14 +87,34 @@ _LOOSE_TEXT = re.compile(
 )
 """Tensors of a text encoder (or language model) in a file of its own."""
 _OLD_PROCESSOR = re.compile(r"\.processor\.to_(q|k|v|out)_lora$")
-_WRAPPERS = frozenset({"base_model", "model", "language_model", "transformer", "text_model", "bert", "roberta"})
-"""Leading steps of a path that come and go between a live model and its file on disk."""
+_WRAPPERS = frozenset(
+    {
+        "base_model", "model", "language_model", "transformer", "text_model", "backbone", "albert", "beit", "bert",
+        "deberta", "deit", "dinov2", "distilbert", "electra", "esm", "gpt_neox", "hubert", "mpnet", "roberta", "swin",
+        "vit", "wav2vec2",
+    }
+)  # fmt: skip
+"""Leading steps of a path that come and go between a live model and its file on disk (`base_model_prefix`)."""
+_FLAT_WRAPPERS = re.compile(r"^((text_|language_)?model_)+")
 
 EMBEDDINGS = re.compile(
     r"(^|[._])(embed_tokens|wte|wpe|word_embeddings|token_embedding|position_embedding|position_embeddings"
-    r"|token_type_embeddings|tok_embeddings|embed_in|shared|relative_attention_bias)$"
+    r"|token_type_embeddings|tok_embeddings|embed_in|shared|relative_attention_bias|token_embd|tokens_embed)$"
 )
 """Modules that look rows up instead of multiplying: PEFT stores their change transposed."""
+
+INPUTS = frozenset(
+    {
+        "embed_tokens", "wte", "word_embeddings", "embed_in", "shared", "tok_embeddings", "token_embd", "tokens_embed",
+        "embeddings",
+    }
+)  # fmt: skip
+"""Last steps of input embeddings, which heads and other embeddings may share."""
+TIED = re.compile(
+    r"(^|[._])(lm_head([._](decoder|out_proj))?|embed_out|output_projection|proj_out|generator_lm_head|vocab_projector"
+    r"|decoder|pred_layer[._]proj|embed_tokens|word_embeddings)$"
+)
+"""Modules that may share them: then the file holds the input embedding alone."""
 
 HEADS = frozenset({"lm_head", "embed_out", "output", "score", "classifier"})
 """What a language model has beside its body."""
@@ -105,9 +134,9 @@ def flatten(path: str) -> str:
 
 
 def unwrap(path: str) -> str:
-    """The path without leading wrappers; of a flattened path only `text_model_` can be told."""
+    """The path without leading wrappers; of a flattened path only few can be told."""
     if "." not in path:
-        return path.removeprefix("text_model_")
+        return _FLAT_WRAPPERS.sub("", path)
     steps = path.split(".")
     while len(steps) > 1 and steps[0] in _WRAPPERS:
         steps.pop(0)
@@ -121,6 +150,9 @@ def readings(module: str) -> Iterator[Reading]:
     for prefix, components in _MODULE_PREFIXES:
         if name.startswith(prefix):
             yield Reading(components, name.removeprefix(prefix))
+    component, path = split_tensor(name)
+    if component is not None and path != name and "/" not in name:  # under the name of an all-in-one file
+        yield Reading((component,), path)
     yield Reading(_ANY, name)
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 
 from lora_forensics.base_model.aliases import ALIASERS
+from lora_forensics.base_model.family import adapter_family, base_family
 from lora_forensics.base_model.index import NameIndex, Source
-from lora_forensics.base_model.names import EMBEDDINGS, readings, unwrap
+from lora_forensics.base_model.names import EMBEDDINGS, MAIN, TIED, readings, unwrap
 from lora_forensics.base_model.slices import ModuleShape, Shape, weight_shape
 from lora_forensics.records import Unresolved, WeightRef
 
 _CONV1D = frozenset({"c_attn", "q_attn", "c_fc", "c_proj"})
 _HEADS_ON_DISK = {"lm_head": ("embed_out", "output"), "embed_out": ("lm_head",)}
 """Heads by their name in the live model, and what the file may call them instead."""
-_INPUTS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "shared")
-"""Input embeddings, which a head may share: then the file holds no head."""
+_HEAD = re.compile(r"(^|\.)(\w*head|cls|decoder|score|classifier)\.(?!.*\d)(.*\.)?weight$")
+"""Tensors outside of all layers that are called a head."""
 
 
 def resolve(modules: Mapping[str, ModuleShape], tensors: Mapping[str, Shape]) -> dict[str, WeightRef | Unresolved]:
@@ -37,8 +39,10 @@ class Resolver:
         self._conv1d = _stores_conv1d(self._shapes)
         self._cache: dict[tuple[str, ModuleShape], WeightRef | Unresolved] = {}
 
-    def resolve(self, modules: Mapping[str, ModuleShape]) -> dict[str, WeightRef | Unresolved]:
-        """As the function of that name."""
+    def resolve(
+        self, modules: Mapping[str, ModuleShape], metadata: Mapping[str, str] | None = None
+    ) -> dict[str, WeightRef | Unresolved]:
+        """As the function of that name; the adapter's metadata may tell its family where its names do not."""
         missing = {name: shape for name, shape in modules.items() if (name, shape) not in self._cache}
         missing = self._place(missing)
         for aliaser in ALIASERS:
@@ -47,7 +51,23 @@ class Resolver:
             for component, path, source in aliaser(self._index, missing):
                 self._index.add(component, path, source)
             missing = self._place(missing)
+        self._explain(modules, missing, metadata)
         return {name: self._cache[name, shape] for name, shape in modules.items()}
+
+    def _explain(
+        self,
+        modules: Mapping[str, ModuleShape],
+        missing: Mapping[str, ModuleShape],
+        metadata: Mapping[str, str] | None,
+    ) -> None:
+        """Where little fits and the base is of another family, say so; what fits of the denoiser fits by chance."""
+        if 2 * len(missing) <= len(modules):
+            return
+        adapter, base = adapter_family(modules, metadata), base_family(self._shapes)
+        if adapter and base and adapter != base:
+            for name, shape in modules.items():
+                if name in missing or MAIN in next(readings(name)).components:
+                    self._cache[name, shape] = Unresolved(f"this adapter is for {adapter}, this base is {base}")
 
     def _place(self, modules: Mapping[str, ModuleShape]) -> dict[str, ModuleShape]:
         """Look every module up; the ones without a weight are returned."""
@@ -57,7 +77,7 @@ class Resolver:
 
     def _lookup(self, name: str, shape: ModuleShape) -> WeightRef | Unresolved:
         misfits: dict[WeightRef, None] = {}
-        for sources in self._tiers(name):
+        for sources in self._tiers(name, shape[0]):
             refs = dict.fromkeys(self._ref(name, source) for source in sources)
             fitting = [ref for ref in refs if _fits(shape, weight_shape(ref, self._shapes))]
             if len(fitting) == 1:
@@ -69,13 +89,23 @@ class Resolver:
             return Unresolved(f"wrong shape: the adapter is {_words(shape)}, {self._describe(misfits)}")
         return Unresolved("no base tensor has this name")
 
-    def _tiers(self, name: str) -> Iterator[list[Source]]:
+    def _tiers(self, name: str, rows: int | None) -> Iterator[list[Source]]:
         for reading in readings(name):
             yield from self._index.find(reading.components, reading.path)
         for reading in readings(name):
             others = _HEADS_ON_DISK.get(unwrap(reading.path), ())
-            for other in (*others, *(_INPUTS if others else ())):
+            for other in others:
                 yield from self._index.find(reading.components, other)
+        for reading in readings(name):
+            if rows is not None and TIED.search(reading.path):  # a shape tells vocabularies from classes
+                inputs = [source for part in reading.components for source in self._index.inputs.get(part, ())]
+                yield [source for source in inputs if not self._has_twin(source)]
+
+    def _has_twin(self, source: Source) -> bool:
+        """Whether a tensor that is called a head has the shape of an input embedding: then that is not shared."""
+        shape = self._shapes[source.parts[0].tensor]
+        heads = (name for name, other in self._shapes.items() if other == shape and _HEAD.search(name))
+        return any(not EMBEDDINGS.search(name.removesuffix(".weight")) for name in heads)
 
     def _ref(self, name: str, source: Source) -> WeightRef:
         embedding = EMBEDDINGS.search(name) is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from lora_forensics.records import RowSlice, WeightRef
 
@@ -18,21 +19,34 @@ def flat_shape(shape: Shape) -> tuple[int, int]:
     return (shape[0] if shape else 1), math.prod(shape[1:])
 
 
+def part_shape(part: RowSlice, shapes: Mapping[str, Shape]) -> tuple[int, int]:
+    """Rows and columns of the whole matrix that a part is rows of: a tensor's, or one expert's."""
+    shape = shapes[part.tensor]
+    return flat_shape(shape if part.expert is None else shape[1:])
+
+
 def span(part: RowSlice, shapes: Mapping[str, Shape]) -> tuple[int, int]:
     """Start and stop of a part's rows."""
-    return part.rows or (0, flat_shape(shapes[part.tensor])[0])
+    return part.rows or (0, part_shape(part, shapes)[0])
 
 
-def stacked_shape(parts: Sequence[RowSlice], shapes: Mapping[str, Shape]) -> tuple[int, int] | None:
-    """Rows and columns of the stacked parts as stored; None if their columns differ."""
-    columns = {flat_shape(shapes[part.tensor])[1] for part in parts}
-    rows = sum(stop - start for start, stop in (span(part, shapes) for part in parts))
-    return (rows, columns.pop()) if len(columns) == 1 else None
+def stacked_shape(ref: WeightRef, shapes: Mapping[str, Shape]) -> tuple[int, int] | None:
+    """Rows and columns of the stacked parts as stored; None if they cannot be stacked."""
+    lengths = [stop - start for start, stop in (span(part, shapes) for part in ref.parts)]
+    widths = [part_shape(part, shapes)[1] for part in ref.parts]
+    if stacks_outputs(ref):
+        return (lengths[0], sum(widths)) if len(set(lengths)) == 1 else None
+    return (sum(lengths), widths[0]) if len(set(widths)) == 1 else None
+
+
+def stacks_outputs(ref: WeightRef) -> bool:
+    """Whether parts lie side by side as stored: experts that are stored in x out."""
+    return ref.transposed and any(part.expert is not None for part in ref.parts)
 
 
 def weight_shape(ref: WeightRef, shapes: Mapping[str, Shape]) -> tuple[int, int] | None:
     """Rows and columns as `layers.parquet` states them: out x in, and embeddings as the base stores them."""
-    stored = stacked_shape(ref.parts, shapes)
+    stored = stacked_shape(ref, shapes)
     return stored[::-1] if stored and ref.transposed and not ref.embedding else stored
 
 
@@ -43,19 +57,22 @@ def cut(parts: Sequence[RowSlice], start: int, stop: int, shapes: Mapping[str, S
         first, last = span(part, shapes)
         low, high = max(start - offset, 0), min(stop - offset, last - first)
         if low < high:
-            out.append(RowSlice(part.tensor, (first + low, first + high)))
+            out.append(replace(part, rows=(first + low, first + high)))
         offset += last - first
     return out
 
 
 def join(parts: Iterable[RowSlice], shapes: Mapping[str, Shape]) -> Parts:
-    """The same rows in as few slices as possible; a whole tensor has `rows` None."""
-    runs: list[tuple[str, int, int]] = []
+    """The same rows in as few slices as possible; a whole matrix has `rows` None."""
+    runs: list[tuple[RowSlice, int, int]] = []
     for part in parts:
+        whole = replace(part, rows=None)
         start, stop = span(part, shapes)
-        if runs and runs[-1][0] == part.tensor and runs[-1][2] == start:
-            runs[-1] = (part.tensor, runs[-1][1], stop)
+        if runs and runs[-1][0] == whole and runs[-1][2] == start:
+            runs[-1] = (whole, runs[-1][1], stop)
         else:
-            runs.append((part.tensor, start, stop))
-    whole = {tensor: (0, flat_shape(shapes[tensor])[0]) for tensor, _, _ in runs}
-    return tuple(RowSlice(name, None if whole[name] == (start, stop) else (start, stop)) for name, start, stop in runs)
+            runs.append((whole, start, stop))
+    return tuple(
+        whole if span(whole, shapes) == (start, stop) else replace(whole, rows=(start, stop))
+        for whole, start, stop in runs
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -89,3 +89,44 @@ def _column(number: int, shape: Shape) -> torch.Tensor:
     first = number << _ROW_BITS
     rows = torch.arange(first, first + flat_shape(shape)[0], dtype=torch.float64)
     return rows.reshape(-1, *(1 for _ in shape[1:])) if shape else rows[0]
+
+
+def lenient(convert: Convert, names: Iterable[str] = ()) -> Convert:
+    """The converter for a part of a model: tensors that it asks for and that are not there leave no trace.
+
+    `names` are there for a converter that counts, and stand for nothing.
+    """
+    return lambda columns: convert(_Lenient({**dict.fromkeys(names, Absent()), **columns}))
+
+
+class _Lenient(dict[str, Any]):
+    """A state dict that gives out a stand-in for every tensor that it does not hold."""
+
+    def __missing__(self, key: str) -> Absent:
+        return Absent()
+
+    def pop(self, key: str, *default: Any) -> Any:
+        """The tensor, or a stand-in."""
+        return super().pop(key, *(default or (Absent(),)))
+
+
+class Absent:
+    """Stands in for a tensor that is not there: whatever a converter makes of it leaves no trace."""
+
+    shape = (0, 0)
+
+    @classmethod
+    def __torch_function__(cls, function: Any, _types: Any, args: tuple[Any, ...] = (), _kwargs: Any = None) -> Any:
+        match function.__name__, args:
+            case "chunk", (_, int(count), *_):
+                return (cls(),) * count
+            case "split", (_, [*sizes], *_):
+                return (cls(),) * len(sizes)
+        return cls()
+
+    def chunk(self, count: int, **_: Any) -> tuple[Absent, ...]:
+        """That many stand-ins."""
+        return (self,) * count
+
+    def __getitem__(self, key: Any) -> Absent:
+        return self

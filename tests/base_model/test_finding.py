@@ -170,7 +170,26 @@ def test_hashes(tmp_path: Path) -> None:
         assert "00000000" in finding.message
 
 
+def test_hash_of_one_of_several_files(tmp_path: Path) -> None:
+    """The recorded file may be any of those given; where none has its hash, that is a finding."""
+    files = [put(tmp_path / "a.safetensors"), put(tmp_path / "b.safetensors", 1.0)]
+    recorded = hashlib.sha256(files[1].read_bytes()).hexdigest()
+    assert check_hash(open_base(files), BaseReference(sha256=recorded)) is None
+    assert check_hash(open_base(files), BaseReference(sha256="0" * 64)) is not None
+
+
 def test_folders_have_no_hash(tmp_path: Path) -> None:
-    """A hash is that of one file: several files are not compared."""
-    files = [put(tmp_path / "a.safetensors"), put(tmp_path / "b.safetensors")]
-    assert check_hash(open_base(files), BaseReference(sha256="0" * 64)) is None
+    """A hash is that of a file: a folder is not compared."""
+    put(tmp_path / "model" / "model.safetensors")
+    assert check_hash(open_base([tmp_path / "model"]), BaseReference(sha256="0" * 64)) is None
+
+
+@pytest.mark.parametrize(("recorded", "differs"), [(COMMIT, False), ("f" * 40, True), ("main", False), (None, False)])
+def test_revisions(recorded: str | None, differs: bool, tmp_path: Path) -> None:
+    """A snapshot of another commit than the recorded one is a finding; a branch says nothing."""
+    file = put(tmp_path / "models--org--tiny" / "snapshots" / COMMIT / "model.safetensors")
+    for path in (file.parent, file):
+        finding = check_hash(open_base([path]), BaseReference("org/tiny", recorded))
+        assert (finding is not None) == differs
+        if finding is not None:
+            assert recorded in finding.message

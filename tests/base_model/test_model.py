@@ -158,6 +158,60 @@ def test_several_files(tmp_path: Path) -> None:
     assert torch.equal(weight(base, "lora_te2_text_model_encoder_layers_0_mlp_fc1")[1], clips["clip_g"])
 
 
+def test_two_denoisers_in_files(tmp_path: Path) -> None:
+    """Of two denoisers in files of their own the second is known by its file name, whatever the order."""
+    name = "blocks.0.ffn.0.weight"
+    files = {"wan2.2_low_noise_14B": 2.0, "wan2.2_high_noise_14B": 1.0}
+    for stem, value in files.items():
+        save_file(
+            {name: torch.full((4, 2), value), "head.modulation": torch.ones(1, 2)}, tmp_path / f"{stem}.safetensors"
+        )
+    base = open_base([tmp_path / f"{stem}.safetensors" for stem in files])
+    for number in (1, 2):
+        rows = weight(base, f"diffusion_model.transformer_{number}.blocks.0.ffn.0")[1]
+        assert torch.equal(rows, torch.full((4, 2), float(number)))
+
+
+@pytest.mark.parametrize("transformer", ["file", "folder", "all"])
+@pytest.mark.parametrize("encoders", ["files", "folders", "shards", "wan"])
+def test_combinations_of_layouts(transformer: str, encoders: str, tmp_path: Path) -> None:
+    """Denoiser and text encoders come together from files, folders and shards, however each names its weights."""
+    block = "model.diffusion_model." if transformer == "all" else ""
+    native = {f"{block}blocks.0.self_attn.q.weight": torch.randn(8, 8), f"{block}head.modulation": torch.randn(1, 2, 8)}
+    wanted = {"diffusion_model.blocks.0.self_attn.q": next(iter(native.values()))}
+    if transformer == "folder":
+        (tmp_path / "transformer").mkdir()
+        save_file(native, tmp_path / "transformer" / "diffusion_pytorch_model.safetensors")
+        paths = [tmp_path / "transformer"]
+    else:
+        save_file(native, tmp_path / "wan.safetensors")
+        paths = [tmp_path / "wan.safetensors"]
+    clip = {
+        "embeddings.token_embedding.weight": torch.randn(9, 8),
+        "encoder.layers.0.self_attn.q_proj.weight": torch.randn(8, 8),
+    }
+    t5 = {"shared.weight": torch.randn(9, 8), "encoder.block.0.layer.0.SelfAttention.q.weight": torch.randn(6, 8)}
+    umt5 = {"token_embedding.weight": torch.randn(9, 8), "blocks.0.attn.q.weight": torch.randn(8, 8)}
+    wanted["lora_te1_text_model_encoder_layers_0_self_attn_q_proj"] = clip["encoder.layers.0.self_attn.q_proj.weight"]
+    second = {"lora_te3_encoder_block_0_layer_0_SelfAttention_q": t5["encoder.block.0.layer.0.SelfAttention.q.weight"]}
+    for stem, tensors in {"clip": clip, "t5": umt5 if encoders == "wan" else t5}.items():
+        if encoders in ("files", "wan"):
+            save_file(tensors, tmp_path / f"{stem}.safetensors")
+            paths.append(tmp_path / f"{stem}.safetensors")
+        elif encoders == "shards":
+            paths.append(sharded(tmp_path / stem, tensors))
+        else:
+            (tmp_path / stem).mkdir()
+            save_file(tensors, tmp_path / stem / "model.safetensors")
+            paths.append(tmp_path / stem)
+    if encoders == "wan":
+        second = {"lora_te_blocks_0_attn_q": umt5["blocks.0.attn.q.weight"]}
+    for order in (paths, paths[::-1]):
+        base = open_base(order)
+        for module, true in {**wanted, **second}.items():
+            assert torch.equal(weight(base, module)[1], true), module
+
+
 def test_conv1d_of_gpt2(tmp_path: Path) -> None:
     """GPT-2's Conv1D is read as out x in, in ranges too; its embedding stays vocabulary x width."""
     from transformers import GPT2Config, GPT2LMHeadModel

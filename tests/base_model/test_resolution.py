@@ -24,21 +24,20 @@ PARTIAL = [name for name in NAMES if name.startswith(("kohya_flux", "musubi", "k
 def expected(truth: dict[str, Any]) -> WeightRef:
     """The truth of an inventory as the package states it."""
     parts = truth.get("parts") or [truth]
-    slices = tuple(RowSlice(part["tensor"], tuple(part["rows"]) if part["rows"] else None) for part in parts)
+    slices = tuple(
+        RowSlice(part["tensor"], tuple(part["rows"]) if part["rows"] else None, part.get("expert")) for part in parts
+    )
     return WeightRef(slices, truth["transposed"], truth["kind"] == "embedding")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_inventory(name: str, inventory: Callable[[str], Any]) -> None:
-    """Every module of a real adapter gets its tensors, rows, order and orientation; fused experts get a reason."""
+    """Every module of a real adapter gets its tensors, rows, order and orientation."""
     modules, tensors, truth = inventory(name)
     found = resolve(modules, tensors)
     assert list(found) == list(modules)
     for module, known in truth.items():
-        if known["kind"] == "expert3d":
-            assert isinstance(found[module], Unresolved)
-        else:
-            assert found[module] == expected(known), module
+        assert found[module] == expected(known), module
 
 
 @pytest.mark.parametrize("name", PARTIAL)
@@ -127,6 +126,86 @@ def test_square_conv1d_is_transposed() -> None:
     bigcode = {**gpt2, "h.0.attn.c_attn.weight": (12, 8)}
     assert resolve({module: (8, 8)}, gpt2)[module] == WeightRef((RowSlice("h.0.attn.c_proj.weight"),), transposed=True)
     assert resolve({module: (8, 8)}, bigcode)[module] == WeightRef((RowSlice("h.0.attn.c_proj.weight"),))
+
+
+@pytest.mark.parametrize(
+    ("head", "inputs", "others", "tied"),
+    [
+        ("lm_head", "model.decoder.embed_tokens", {}, True),
+        ("cls.predictions.decoder", "bert.embeddings.word_embeddings", {}, True),
+        ("proj_out", "model.decoder.embed_tokens", {"model.decoder.embed_positions.weight": (448, 8)}, True),
+        ("encoder.embed_tokens", "shared", {}, True),
+        ("lm_head", "model.decoder.embed_tokens", {"model.visual.table.weight": (32, 8)}, True),
+        ("lm_head", "model.embed_tokens", {"head.decoder.weight": (32, 8)}, False),
+        ("score", "model.embed_tokens", {}, False),
+    ],
+)
+def test_shared_embeddings(head: str, inputs: str, others: dict[str, tuple[int, int]], tied: bool) -> None:
+    """What shares the input embedding is found there; not where another tensor of its shape may be it."""
+    module = f"base_model.model.{head}"
+    found = resolve({module: (32, 8)}, {f"{inputs}.weight": (32, 8), **others})[module]
+    assert (isinstance(found, WeightRef) and found.parts == (RowSlice(f"{inputs}.weight"),)) == tied
+
+
+def test_two_denoisers() -> None:
+    """Wan 2.2 has two: a file for both names them, in a folder and in files of their own."""
+    first, second = "transformer/blocks.0.ffn.0.weight", "transformer_2/blocks.0.ffn.0.weight"
+    for module, tensor in {
+        "diffusion_model.transformer_1.blocks.0.ffn.0": first,
+        "diffusion_model.transformer_2.blocks.0.ffn.0": second,
+        "transformer.blocks.0.ffn.0": first,
+        "transformer_2.blocks.0.ffn.0": second,
+    }.items():
+        assert resolve({module: (8, 4)}, {first: (8, 4), second: (8, 4)})[module] == WeightRef((RowSlice(tensor),))
+
+
+def test_two_denoisers_in_another_layout(inventory: Callable[[str], Any]) -> None:
+    """Publisher's names on a folder of two: each module goes through the converter to its own half."""
+    modules, tensors, truth = inventory("musubi_wan21_i2v14b__diffusers")
+    both = tensors | {name.replace("transformer/", "transformer_2/"): shape for name, shape in tensors.items()}
+    module = "lora_unet_blocks_3_cross_attn_k"
+    renamed = {f"diffusion_model.transformer_{n}.blocks.3.cross_attn.k": modules[module] for n in (1, 2)}
+    one, two = resolve(renamed, both).values()
+    assert one == expected(truth[module])
+    assert isinstance(two, WeightRef)
+    assert two.label() == one.label().replace("transformer/", "transformer_2/")
+
+
+def test_names_of_an_all_in_one_file() -> None:
+    """An adapter may name modules as the all-in-one file does."""
+    tensor = "text_encoders.clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
+    module = tensor.removesuffix(".weight")
+    for base in (tensor, "text_encoder/text_model.encoder.layers.0.mlp.fc1.weight"):
+        assert resolve({module: (8, 4)}, {base: (8, 4)})[module] == WeightRef((RowSlice(base),))
+
+
+@pytest.mark.parametrize("family", ["ViT", "Beit", "DeiT", "Mixtral"])
+def test_names_in_memory(family: str, tmp_path: Path) -> None:
+    """Modules under the names that transformers 5 gives them find the weights on disk, by value."""
+    import torch
+    import transformers
+
+    from lora_forensics.base_model import open_base
+
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {
+        "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "image_size": 32,
+        "patch_size": 16, "vocab_size": 40, "num_key_value_heads": 2,
+    }  # fmt: skip
+    task = "ForCausalLM" if family == "Mixtral" else "ForImageClassification"
+    config = getattr(transformers, f"{family}Config")()
+    for key, value in sizes.items():
+        if hasattr(config, key):
+            setattr(config, key, value)
+    model = getattr(transformers, f"{family}{task}")(config)
+    model.save_pretrained(tmp_path)
+    base = open_base([tmp_path])
+    linear = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and ".0." in name}
+    found = base.resolve({f"base_model.model.{name}": tuple(m.weight.shape) for name, m in linear.items()})
+    for name, module in linear.items():
+        ref = found[f"base_model.model.{name}"]
+        assert isinstance(ref, WeightRef), name
+        assert torch.equal(base.rows(ref, 0, len(module.weight)), module.weight), name
 
 
 @settings(max_examples=50, deadline=None)

@@ -15,9 +15,9 @@ from typing import Any
 
 from lora_forensics.base_model.aliases.converters import transformer_converters
 from lora_forensics.base_model.index import NameIndex, Source
-from lora_forensics.base_model.names import MAIN, readings
+from lora_forensics.base_model.names import DENOISERS, readings
 from lora_forensics.base_model.slices import ModuleShape, cut, join
-from lora_forensics.base_model.tracers import Convert, names_out, trace
+from lora_forensics.base_model.tracers import Absent, Convert, lenient, names_out, trace
 from lora_forensics.records import RowSlice
 
 _STEP = re.compile(r"[A-Za-z0-9]+(?:_[A-Za-z0-9]+)+")
@@ -26,14 +26,19 @@ _XLABS = re.compile(r"processor\.\w+_lora\d?$")
 
 def aliases(index: NameIndex, modules: Mapping[str, ModuleShape]) -> Iterator[tuple[str, str, Source]]:
     """The weights of modules whose own names the base does not have."""
-    base = index.denoiser()
+    for component in DENOISERS:
+        yield from _aliases(index, component, modules)
+
+
+def _aliases(index: NameIndex, component: str, modules: Mapping[str, ModuleShape]) -> Iterator[tuple[str, str, Source]]:
+    base = index.denoiser(component)
     likeliest = {next(readings(name)): shape[0] for name, shape in modules.items()}
-    rows = {reading.path: n for reading, n in likeliest.items() if n and MAIN in reading.components}
+    rows = {reading.path: n for reading, n in likeliest.items() if n and component in reading.components}
     if not base or not rows:
         return
     xlabs = {f"{path}.up.weight": n for path, n in rows.items() if _XLABS.search(path)}
     if xlabs:
-        yield from _placed(index, xlabs, _xlabs, ".up.weight")
+        yield from _placed(index, component, xlabs, _xlabs, ".up.weight")
         return
     base_steps = set(_STEP.findall(" ".join(base)))
     depth = max((int(n) for path in base for n in re.findall(r"\.(\d+)\.", path)), default=0)
@@ -42,21 +47,21 @@ def aliases(index: NameIndex, modules: Mapping[str, ModuleShape]) -> Iterator[tu
     for convert in transformer_converters():
         literals = set(_literals(convert.__code__))
         dotted = {f"{_dotted(path, base_steps | literals)}.weight": n for path, n in rows.items()}
-        found += _placed(index, dotted, _lenient(convert, literals, depth), ".weight")
+        found += _placed(index, component, dotted, lenient(convert, _every_block(literals, depth)), ".weight")
     yield from found
 
 
 def _placed(
-    index: NameIndex, rows: Mapping[str, int], convert: Convert, suffix: str
+    index: NameIndex, component: str, rows: Mapping[str, int], convert: Convert, suffix: str
 ) -> Iterator[tuple[str, str, Source]]:
     """Modules all of whose rows arrive at weights of this base."""
     shapes = {name: (n, 1) for name, n in rows.items()}
     outcome = (_diffusers_path(name) for name in names_out(shapes, convert))
-    if not any(sources for path in outcome for sources in index.find((MAIN,), path)):
+    if not any(sources for path in outcome for sources in index.find((component,), path)):
         return
     arrivals: dict[str, list[tuple[int, int, list[RowSlice]]]] = {}
     for found in trace(shapes, convert):
-        tiers = index.find((MAIN,), _diffusers_path(found.name))
+        tiers = index.find((component,), _diffusers_path(found.name))
         source = next((sources[0] for sources in tiers if len(sources) == 1), None)
         offset = 0
         for module, start, stop in found.runs:
@@ -69,7 +74,7 @@ def _placed(
         edges = [0, *(stop for _, stop, _ in landed)]
         if [start for start, _, _ in landed] == edges[:-1] and edges[-1] == rows[module]:
             parts = join((part for _, _, pieces in landed for part in pieces), index.shapes)
-            yield MAIN, module.removesuffix(suffix), Source(parts)
+            yield component, module.removesuffix(suffix), Source(parts)
 
 
 def _diffusers_path(name: str) -> str:
@@ -78,7 +83,7 @@ def _diffusers_path(name: str) -> str:
 
 def _xlabs(columns: dict[str, Any]) -> Mapping[str, Any]:
     utils: Any = import_module("diffusers.loaders.lora_conversion_utils")
-    downs = dict.fromkeys((name.replace(".up.", ".down.") for name in columns), _Absent())
+    downs = dict.fromkeys((name.replace(".up.", ".down.") for name in columns), Absent())
     return utils._convert_xlabs_flux_lora_to_diffusers({**downs, **columns})  # type: ignore[no-any-return]
 
 
@@ -104,40 +109,6 @@ def _literals(code: CodeType) -> Iterator[str]:
                 yield from _STEP.findall(text)
 
 
-def _lenient(convert: Convert, literals: Iterable[str], depth: int) -> Convert:
-    """The converter for a part of a model: an adapter may cover some blocks, and converters count and ask for all."""
-    blocks = [f"{step}.{n}.absent" for step in literals if step.endswith("_blocks") for n in range(depth + 1)]
-    return lambda columns: convert(_Lenient({**dict.fromkeys(blocks, _Absent()), **columns}))
-
-
-class _Lenient(dict[str, Any]):
-    """A state dict that gives out a stand-in for every tensor that it does not hold."""
-
-    def __missing__(self, key: str) -> _Absent:
-        return _Absent()
-
-    def pop(self, key: str, *default: Any) -> Any:
-        """The tensor, or a stand-in."""
-        return super().pop(key, *(default or (_Absent(),)))
-
-
-class _Absent:
-    """Stands in for a tensor that is not there: whatever a converter makes of it leaves no trace."""
-
-    shape = (0, 0)
-
-    @classmethod
-    def __torch_function__(cls, function: Any, _types: Any, args: tuple[Any, ...] = (), _kwargs: Any = None) -> Any:
-        match function.__name__, args:
-            case "chunk", (_, int(count), *_):
-                return (cls(),) * count
-            case "split", (_, [*sizes], *_):
-                return (cls(),) * len(sizes)
-        return cls()
-
-    def chunk(self, count: int, **_: Any) -> tuple[_Absent, ...]:
-        """That many stand-ins."""
-        return (self,) * count
-
-    def __getitem__(self, key: Any) -> _Absent:
-        return self
+def _every_block(literals: Iterable[str], depth: int) -> list[str]:
+    """Names that stand for all blocks: an adapter may cover some, and converters count them."""
+    return [f"{step}.{n}.absent" for step in literals if step.endswith("_blocks") for n in range(depth + 1)]

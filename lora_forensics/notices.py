@@ -31,7 +31,7 @@ class Notices:
     unread: dict[str, str] = field(default_factory=dict)
     """Modules of a kind that is not read, and why."""
     full_weights: dict[str, None] = field(default_factory=dict)
-    """Tensors saved beside the adapter that are whole weights."""
+    """Tensors saved beside the adapter that no kind compares with a weight."""
     scale_unknown: dict[str, None] = field(default_factory=dict)
     """Modules whose scale no file tells."""
     initialisations: dict[str, None] = field(default_factory=dict)
@@ -55,8 +55,8 @@ class Notices:
             message = f"{_many(self.unread)} tensors of a kind that is not read, left out: {some(self.unread)}"
             found.append(Finding("module-unread", "warning", message, next(iter(self.unread.values()))))
         if self.full_weights:
-            message = f"full weights saved beside the adapter are not compared: {some(self.full_weights)}"
-            found.append(Finding("full-weights", "info", message, "modules_to_save train a weight as a whole"))
+            message = f"tensors saved beside the adapter are not compared: {some(self.full_weights)}"
+            found.append(Finding("full-weights", "info", message, "biases, and parameters of no weight"))
         if self.scale_unknown:
             message = f"no file tells the scale (alpha) of {len(self.scale_unknown)} modules: their norms assume 1"
             hint = "cosines do not depend on it; keep adapter_config.json beside the weights"

@@ -19,7 +19,7 @@ RULES: dict[str, str] = {
     "scale-unknown": "no file tells the scale; norms assume 1",
     "svd-initialised": "an initialisation that changes the base weight, such as PiSSA",
     "base-missing": "the base model of an earlier scan is not found now; new checkpoints are not measured",
-    "full-weights": "full weights saved beside the adapter, which are not compared",
+    "full-weights": "tensors saved beside the adapter, which are not compared",
     "base-nonfinite": "NaN or Inf in the base model",
     "base-hash-differs": "the base model is not the one that the run recorded",
     "learning-rate-unknown": "CS-Fluctuation is not divided by the learning rate",

@@ -326,12 +326,12 @@ def test_a_checkpoint_that_breaks_while_it_is_read_is_skipped(tmp_path: Path) ->
 
 
 def test_a_module_of_an_unread_kind_is_left_out_and_named(tmp_path: Path) -> None:
-    """DoRA tensors beside a pair of factors: not measured as plain LoRA."""
+    """Magnitudes of another size beside a pair of factors: not measured as plain LoRA."""
     base = kohya_base(tmp_path / "base")
     name = next(iter(KOHYA_MODULES))
     for step in (10, 20):
         path = kohya_file(tmp_path / "run" / f"a-step{step:08d}.safetensors", step, kohya_metadata(step, 0, "a"))
-        extra = {f"{name}.dora_scale": torch.ones(16, 1)}
+        extra = {f"{name}.dora_scale": torch.ones(15, 1)}
         save_file({**load_file(path), **extra}, path, kohya_metadata(step, 0, "a"))
     measured = measure_run(discover(tmp_path / "run"), base)
     assert name not in set(measured.layers["module"])
@@ -434,12 +434,12 @@ def test_one_byte_bases_are_read(dtype: torch.dtype, tmp_path: Path) -> None:
 
 
 def test_full_weights_beside_an_adapter_are_a_finding(tmp_path: Path) -> None:
-    """modules_to_save trains a weight as a whole: it is not compared, and that is said."""
-    written = peft_run(tmp_path, steps=[10], modules_to_save=["lm_head"])
+    """A bias that was trained beside the pairs is not compared, and that is said."""
+    written = peft_run(tmp_path, model=tiny_llama(attention_bias=True), steps=[10], bias="lora_only")
     (finding,) = [
         f for f in measure_run(discover(written.path), written.base).notes.findings if f.rule == "full-weights"
     ]
-    assert "lm_head" in finding.message
+    assert "q_proj.base_layer.bias" in finding.message
 
 
 def test_a_lone_final_adapter_is_scanned_twice(tmp_path: Path) -> None:

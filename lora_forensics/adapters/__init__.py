@@ -136,7 +136,7 @@ class AdapterLayout:
     unread: Mapping[str, Unresolved]
     """Modules whose tensors no kind can read, and why."""
     foreign: tuple[str, ...]
-    """Tensors that belong to no adapter: full weights saved beside it (`modules_to_save`), for example."""
+    """Tensors that no kind reads: biases trained beside the adapter, copies of frozen weights."""
 
 
 def looks_like_adapter(names: Mapping[str, object]) -> bool:

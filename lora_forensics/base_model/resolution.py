@@ -65,9 +65,14 @@ class Resolver:
             return
         adapter, base = adapter_family(modules, metadata), base_family(self._shapes)
         if adapter and base and adapter != base:
-            for name, shape in modules.items():
-                if name in missing or MAIN in next(readings(name)).components:
-                    self._cache[name, shape] = Unresolved(f"this adapter is for {adapter}, this base is {base}")
+            families = f"this adapter is for {adapter}, this base is {base}"
+            for key in modules.items():
+                found = self._cache[key]
+                if isinstance(found, Unresolved):
+                    if key[0] in missing:
+                        self._cache[key] = Unresolved(f"{families}: {found.reason}")
+                elif MAIN in next(readings(key[0])).components:
+                    self._cache[key] = Unresolved(families)
 
     def _place(self, modules: Mapping[str, ModuleShape]) -> dict[str, ModuleShape]:
         """Look every module up; the ones without a weight are returned."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lora_forensics.scan import ScanOptions
     from lora_forensics.similarity import AssessOptions
 
+_SPECTRA = "All singular values, also of changes without a thin core."
 F = TypeVar("F", bound=Callable[..., Any])
 
 EXIT_USAGE, EXIT_SOME, EXIT_BUG, EXIT_INTERRUPTED = 2, 3, 70, 130
@@ -118,7 +119,7 @@ def measuring(command: F) -> F:
             click.option(
                 "--memory", default="1GB", show_default=True, help="Checkpoints held at once, e.g. 500MB or 4GB."
             ),
-            click.option("--spectra", is_flag=True, help="All singular values, also of changes without a thin core."),
+            click.option("--spectra", is_flag=True, help=_SPECTRA),
             click.option("--rescan", is_flag=True, help="Measure everything again, not only what is new."),
         )
     ):
@@ -253,6 +254,7 @@ def report(out: Path, reports: tuple[str, ...], as_json: bool, verbose: bool, **
 @click.option("--base", multiple=True, type=click.Path(path_type=Path), help="Base model: file or folder (repeatable).")
 @click.option("--download", is_flag=True, help="Allow fetching the base model from the Hugging Face hub.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+@click.option("--spectra", is_flag=True, help=_SPECTRA)
 @click.option("--keys", is_flag=True, help="List every tensor with its statistics, and nothing else.")
 @click.option("--metadata", is_flag=True, help="Print all metadata as it stands in the file, and nothing else.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
@@ -262,6 +264,7 @@ def inspect(
     base: tuple[Path, ...],
     download: bool,
     device: str,
+    spectra: bool,
     keys: bool,
     metadata: bool,
     as_json: bool,
@@ -284,7 +287,7 @@ def inspect(
     if keys or metadata:
         found = read_contents(files[0], keys, metadata)
     elif len(files) == 1:
-        found = inspect_file(files[0], base, device, download=download)
+        found = inspect_file(files[0], base, device, download=download, spectra=spectra)
     else:
         found = compare_files(files[0], files[1], base, device, download=download)
     text = to_json(found.to_dict()) if as_json else inspection_text(found, _width(), use_color(), verbose)

@@ -127,7 +127,7 @@ def _measure(run: Run, indices: list[int], frozen: BaseModel | None, options: Me
     device = resolve_device(options.device)
     paths, fingerprint = (tuple(frozen.paths), frozen.fingerprint) if frozen else ((), "")
     units = [
-        Unit(run.name, run.checkpoints[start:stop], lead, paths, fingerprint, device, options.spectra)
+        Unit(run.name, run.checkpoints[start:stop], lead, paths, fingerprint, device, spectra=options.spectra)
         for start, stop, lead in _spans(indices, [c.size for c in run.checkpoints], options.memory)
     ]
     options.progress.begin(run.name, len(indices))

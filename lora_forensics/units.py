@@ -6,7 +6,7 @@ A unit is a picklable value and `measure_unit` is at the top level, so that any 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from itertools import groupby
@@ -85,6 +85,7 @@ class _Loaded:
     """Module to role to tensor."""
     scales: dict[str, float | None]
     settings: Settings
+    metadata: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +142,9 @@ def _references(base: BaseModel, loaded: list[_Loaded]) -> References:
         modules = entry.layout.modules
         shapes = {name: (module.layout.rows, module.layout.columns) for name, module in modules.items()}
         new = {name: shape for name, shape in shapes.items() if (name, *shape) not in found}
-        found.update({(name, *shapes[name]): ref for name, ref in base.resolve(new).items()} if new else {})
+        if new:
+            refs = base.resolve(new, entry.metadata)
+            found.update({(name, *shapes[name]): ref for name, ref in refs.items()})
     return found
 
 
@@ -196,7 +199,7 @@ def _load(unit: Unit, index: int, result: UnitResult) -> _Loaded | None:
             notices.initialisations[config.initialisation] = None
         if scales[name] is None and kind.scaled:
             notices.scale_unknown[name] = None
-    return _Loaded(index, checkpoint, layout, tensors, scales, settings)
+    return _Loaded(index, checkpoint, layout, tensors, scales, settings, file.metadata)
 
 
 def _groups(name: str, loaded: list[_Loaded], align: bool) -> Iterator[list[_Entry]]:

@@ -174,7 +174,7 @@ def test_a_base_that_does_not_fit_exits_with_2(runs: Path, tmp_path: Path) -> No
     """Shapes that differ are no match: what was expected and where is said; nothing is measured against it."""
     wide = base_model(tmp_path / "wide.safetensors", width=16)
     result = call("scan", runs, "--out", tmp_path / "out", "--base", wide)
-    said(result, 2, "does not fit", r"wide\.safetensors", r"8.*8")
+    said(result, 2, "does not fit", r"wide\.safetensors", "width 8, .* width 16")
     verdict = json.loads((tmp_path / "out" / "run" / "verdict.json").read_text("utf-8"))
     assert verdict["status"] == "no_base_model"
     assert verdict["keep"]["rests_on"] == "held_out_loss"

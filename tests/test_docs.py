@@ -147,11 +147,3 @@ def test_the_recipes_name_real_places() -> None:
 def test_the_readme_is_short() -> None:
     """Under 200 lines."""
     assert len((REPOSITORY / "README.md").read_text("utf-8").splitlines()) < 200
-
-
-def test_the_table_of_kinds_is_theirs() -> None:
-    """docs/adapters.md says of every kind what the kind says of itself."""
-    page = (REPOSITORY / "docs" / "adapters.md").read_text("utf-8")
-    for kind in KINDS.values():
-        row = f"| `{kind.name}` | {kind.about.title} | `{kind.about.formula}` | {kind.about.source} |"
-        assert row in page.splitlines(), row

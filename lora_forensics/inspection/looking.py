@@ -42,6 +42,7 @@ def inspect_file(
     device: str = "auto",
     *,
     download: bool = False,
+    spectra: bool = False,
 ) -> Inspection:
     """Everything that one checkpoint tells: its text, kinds, ranks, scales, norms, spectra, health.
 
@@ -50,6 +51,7 @@ def inspect_file(
         base: the frozen model's file or folder, or several; None looks where the file itself says.
         device: auto, cpu, cuda, cuda:N or mps.
         download: the base model may be fetched from the Hugging Face hub.
+        spectra: all singular values, also of changes without a thin core.
 
     Raises:
         UsageError: no such file, or a folder with none or several in it.
@@ -62,7 +64,7 @@ def inspect_file(
     named = [] if base is None else [base] if isinstance(base, str | Path) else base
     frozen, problem = _find_base(checkpoint, run, [Path(p) for p in named], download)
     paths, fingerprint = (frozen.paths, frozen.fingerprint) if frozen else ((), "")
-    result = measure_unit(Unit("", (checkpoint,), False, paths, fingerprint, device))
+    result = measure_unit(Unit("", (checkpoint,), False, paths, fingerprint, device, spectra=spectra))
     if result.skipped:
         hint = "--keys lists the tensors of any file, --metadata its text"
         raise CheckpointError(f"{checkpoint.path}: {result.skipped[0].reason}", hint)

@@ -31,6 +31,7 @@ from lora_forensics.moments.interface import (
     FACTORS,
     LARGEST,
     NOISE,
+    SMALL_WEIGHT,
     SPECTRUM,
     WEIGHT,
     Moments,
@@ -151,7 +152,8 @@ class LowRankChange:
         count, rows, rank = up.shape
         columns, wide = down.shape[2], down.device
         stacked = down.reshape(count * rank, columns)
-        factors = operand(stacked if self._wide or not self._derived else stacked.float(), rows * columns, device)
+        narrow = self._derived and not self._wide and rows * columns > SMALL_WEIGHT
+        factors = operand(stacked.float() if narrow else stacked, rows * columns, device)
         d2 = torch.empty(count, rows, dtype=torch.float64, device=wide)
         w2 = torch.full((rows,), torch.nan, dtype=torch.float64, device=wide)
         dot = torch.full_like(d2, torch.nan)

@@ -324,7 +324,9 @@ def test_every_device_gives_the_same_numbers(form: str, size: tuple[int, int], d
     for index in range(3):
         for name, expected in dense(weight.double(), deltas[index], None).items():
             if name != "effective_rank":
-                assert METRIC[name](moments)[index].item() == pytest.approx(expected, rel=2e-5, abs=1e-7), name
+                rough = name in ("spectral_norm", "stable_rank")  # Lanczos steps stop early for large matrices
+                bound = 5e-3 if rough else 2e-5
+                assert METRIC[name](moments)[index].item() == pytest.approx(expected, rel=bound, abs=1e-7), name
 
 
 PAIR = {"down": (2, 12), "up": (10, 2)}

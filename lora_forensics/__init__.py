@@ -23,6 +23,7 @@ _NAMES = {
     "discover_runs": "lora_forensics.discovery",
     "measure_run": "lora_forensics.measure",
     "assess_run": "lora_forensics.assess",
+    "inspect_file": "lora_forensics.inspection.looking",
 }
 _MODULES = ("base_model", "turning_point")
 
@@ -33,6 +34,7 @@ __all__ = [
     "assess_run",
     "base_model",
     "discover_runs",
+    "inspect_file",
     "measure_run",
     "turning_point",
 ]
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from lora_forensics import base_model, turning_point
     from lora_forensics.assess import assess_run
     from lora_forensics.discovery import discover_runs
+    from lora_forensics.inspection.looking import inspect_file
     from lora_forensics.measure import measure_run
     from lora_forensics.records import Run, Skipped
 

@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +17,7 @@ from lora_forensics import __version__
 from lora_forensics.errors import LoraForensicsError, UsageError
 
 if TYPE_CHECKING:
+    from lora_forensics.inspection.values import Contents, Difference, Inspection
     from lora_forensics.records import Summary
     from lora_forensics.scan import ScanOptions
     from lora_forensics.similarity import AssessOptions
@@ -244,6 +245,61 @@ def report(out: Path, reports: tuple[str, ...], as_json: bool, verbose: bool, **
     for entry in lost:
         _complain(f"{entry.path}: {entry.reason}")
     return EXIT_SOME if lost else 0
+
+
+@main.command()
+@click.argument("files", nargs=-1, required=True, metavar="FILE [FILE]", type=click.Path(path_type=Path))
+@click.option("--base", multiple=True, type=click.Path(path_type=Path), help="Base model: file or folder (repeatable).")
+@click.option("--download", is_flag=True, help="Allow fetching the base model from the Hugging Face hub.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+@click.option("--keys", is_flag=True, help="List every tensor with its statistics, and nothing else.")
+@click.option("--metadata", is_flag=True, help="Print all metadata as it stands in the file, and nothing else.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
+@click.option("-v", "--verbose", is_flag=True, help="List every module.")
+def inspect(
+    files: tuple[Path, ...],
+    base: tuple[Path, ...],
+    download: bool,
+    device: str,
+    keys: bool,
+    metadata: bool,
+    as_json: bool,
+    verbose: bool,
+) -> int:
+    """Look at one checkpoint: metadata, kinds, ranks, scales, norms, spectra, health; of two files, the difference.
+
+    FILE is a tensor file or the folder of an adapter. Example: lora-forensics inspect sample_runs/text_peft/output
+    """
+    from lora_forensics.console import use_color
+    from lora_forensics.inspection.difference import compare_files
+    from lora_forensics.inspection.looking import inspect_file, read_contents
+    from lora_forensics.reports import to_json
+    from lora_forensics.reports.inspection import inspection_text
+
+    if len(files) > 2:
+        raise UsageError(f"{len(files)} files are given", "inspect looks at one file, or compares two")
+    if keys or metadata:
+        found: Sequence[Contents | Inspection | Difference] = [read_contents(file, keys, metadata) for file in files]
+    elif len(files) == 1:
+        found = [inspect_file(files[0], base, device, download=download)]
+    else:
+        found = [compare_files(files[0], files[1], base, device, download=download)]
+    for entry in found:
+        width, color = _width(), use_color()
+        text = to_json(entry.to_dict()) if as_json else inspection_text(entry, width, color, verbose)
+        click.echo(text, nl=False)
+    return 0
+
+
+@main.command()
+@click.option("--markdown", is_flag=True, help="As a Markdown page.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
+def formats(markdown: bool, as_json: bool) -> int:
+    """List the trainers, adapter kinds, base layouts and storage types that are read, and how they are recognised."""
+    from lora_forensics.formats import formats_json, formats_markdown, formats_text
+
+    click.echo(formats_json() if as_json else formats_markdown() if markdown else formats_text(_width()), nl=False)
+    return 0
 
 
 @main.command()

@@ -47,13 +47,13 @@ class Notices:
         """One finding for each sort of notice."""
         found = []
         if self.unresolved:
-            message = f"{_many(self.unresolved)} no weight in the base model and no cosine: {_some(self.unresolved)}"
+            message = f"{_many(self.unresolved)} no weight in the base model and no cosine: {some(self.unresolved)}"
             found.append(Finding("module-unresolved", "warning", message, next(iter(self.unresolved.values()))))
         if self.unread:
-            message = f"{_many(self.unread)} tensors of a kind that is not read, left out: {_some(self.unread)}"
+            message = f"{_many(self.unread)} tensors of a kind that is not read, left out: {some(self.unread)}"
             found.append(Finding("module-unread", "warning", message, next(iter(self.unread.values()))))
         if self.full_weights:
-            message = f"full weights saved beside the adapter are not compared: {_some(self.full_weights)}"
+            message = f"full weights saved beside the adapter are not compared: {some(self.full_weights)}"
             found.append(Finding("full-weights", "info", message, "modules_to_save train a weight as a whole"))
         if self.scale_unknown:
             message = f"no file tells the scale (alpha) of {len(self.scale_unknown)} modules: their norms assume 1"
@@ -72,7 +72,8 @@ def _many(names: Iterable[str]) -> str:
     return f"{number} module has" if number == 1 else f"{number} modules have"
 
 
-def _some(names: Iterable[str]) -> str:
+def some(names: Iterable[str]) -> str:
+    """The first names, and how many more there are."""
     listed = list(names)
     more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
     return ", ".join(listed[:_LISTED]) + more

@@ -5,6 +5,10 @@ from __future__ import annotations
 RULES: dict[str, str] = {
     "nonfinite": "NaN or Inf in saved weights",
     "zero-change": "an adapter that changes nothing",
+    "dead-modules": "modules that change nothing, among others that change",
+    "outlier-modules": "modules that change far more than others of their sort",
+    "larger-than-weight": "changes that are larger than the weight below them",
+    "flushed-to-zero": "numbers that a narrow type has rounded to zero",
     "checkpoint-undefined": "a checkpoint at which most modules have no cosine, left out of the series",
     "duplicate": "files with the same tensors, counted once",
     "same-step": "two different files of one step, of which one is left out",

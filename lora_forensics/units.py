@@ -39,6 +39,8 @@ class Unit:
     base_fingerprint: str
     """Of these files, so that a worker notices when they are replaced."""
     device: str
+    align: bool = False
+    """Also compare neighbours that are stored in other types or ranks: widened, and padded with zeros."""
 
 
 @dataclass(slots=True)
@@ -50,6 +52,10 @@ class UnitResult:
     """Checkpoint to the type that most of its numbers are stored in."""
     skipped: list[Skipped] = field(default_factory=list)
     notices: Notices = field(default_factory=Notices)
+    layouts: dict[str, AdapterLayout] = field(default_factory=dict)
+    """Checkpoint to its modules."""
+    refs: dict[str, WeightRef] = field(default_factory=dict)
+    """Module to the weight below it; of several shapes of a module the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +82,13 @@ class _Entry:
     def tensors(self) -> dict[str, torch.Tensor]:
         return self.loaded.tensors[self.module.name]
 
-    @property
-    def signature(self) -> tuple[Any, ...]:
+    def signature(self, align: bool) -> tuple[Any, ...]:
         """What must be equal for entries to be stacked."""
-        return self.module.kind, tuple((role, t.shape, t.dtype) for role, t in sorted(self.tensors.items()))
+        tensors = sorted(self.tensors.items())
+        if align:
+            layout = self.module.layout
+            return self.module.kind, layout.rows, layout.columns, tuple((role, t.dim()) for role, t in tensors)
+        return self.module.kind, tuple((role, t.shape, t.dtype) for role, t in tensors)
 
 
 def measure_unit(unit: Unit, advance: Callable[[float], None] | None = None) -> UnitResult:
@@ -92,12 +101,14 @@ def measure_unit(unit: Unit, advance: Callable[[float], None] | None = None) -> 
     share = (len(unit.checkpoints) - unit.lead) / max(len(modules), 1)
     with full_precision():
         for name in modules:
-            for group in _groups(name, loaded):
+            for group in _groups(name, loaded, unit.align):
                 layout = group[0].module.layout
                 found = references.get((name, layout.rows, layout.columns))
                 if isinstance(found, Unresolved):
                     result.notices.unresolved[name] = found.reason
                 ref = found if isinstance(found, WeightRef) else None
+                if ref is not None:
+                    result.refs[name] = ref
                 _measure_group(unit, group, base, ref, result)
             if advance is not None:
                 advance(share)
@@ -137,6 +148,7 @@ def _load(unit: Unit, index: int, result: UnitResult) -> _Loaded | None:
     for info in file.infos.values():
         sizes[info.dtype] = sizes.get(info.dtype, 0) + math.prod(info.shape)
     if index >= unit.lead:
+        result.layouts[checkpoint.name] = layout
         result.dtypes[checkpoint.name] = max(sizes, key=lambda dtype: sizes[dtype], default="")
     notices = result.notices
     notices.unread.update({name: entry.reason for name, entry in layout.unread.items()})
@@ -155,11 +167,11 @@ def _load(unit: Unit, index: int, result: UnitResult) -> _Loaded | None:
     return _Loaded(index, checkpoint, layout, tensors, scales)
 
 
-def _groups(name: str, loaded: list[_Loaded]) -> Iterator[list[_Entry]]:
+def _groups(name: str, loaded: list[_Loaded], align: bool) -> Iterator[list[_Entry]]:
     """Stretches of neighbouring checkpoints whose tensors for a module can be stacked."""
     entries = [_Entry(entry, entry.layout.modules[name]) for entry in loaded if name in entry.layout.modules]
     numbered = enumerate(entries)
-    for _, group in groupby(numbered, key=lambda pair: (pair[1].loaded.index - pair[0], pair[1].signature)):
+    for _, group in groupby(numbered, key=lambda pair: (pair[1].loaded.index - pair[0], pair[1].signature(align))):
         yield [entry for _, entry in group]
 
 
@@ -172,7 +184,7 @@ def _measure_group(
     first = group[0].module
     kind = KINDS[first.kind]
     roles = [role for role in first.keys if role not in kind.scalars]
-    stacked = {role: torch.stack([entry.tensors[role] for entry in group]) for role in roles}
+    stacked = {role: _stack([entry.tensors[role] for entry in group]) for role in roles}
     scales = [entry.loaded.scales[first.name] for entry in group]
     scale = torch.tensor([1.0 if value is None else value for value in scales], dtype=torch.float64)
     weight = None if base is None or ref is None else _weight(base, ref)
@@ -202,6 +214,17 @@ def _measure_group(
         result.rows["epoch"].append(entry.loaded.checkpoint.epoch)
         result.rows["checkpoint"].append(entry.loaded.checkpoint.name)
         result.rows["scale"].append(known_scale)
+
+
+def _stack(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """Tensors on a new first axis; where types or sizes differ (`Unit.align`), in the widest, zeros at the ends."""
+    if len({(t.shape, t.dtype) for t in tensors}) == 1:
+        return torch.stack(tensors)
+    shape = [max(sizes) for sizes in zip(*(t.shape for t in tensors), strict=True)]
+    stacked = torch.zeros(len(tensors), *shape, dtype=torch.float64)
+    for target, tensor in zip(stacked, tensors, strict=True):
+        target[tuple(slice(0, size) for size in tensor.shape)] = tensor
+    return stacked
 
 
 def _weight(base: BaseModel, ref: WeightRef) -> Weight:

@@ -5,11 +5,11 @@ A new trainer is one module here with a class that follows `interface.Trainer`, 
 
 from __future__ import annotations
 
-from lora_forensics.checkpoints.interface import Folder, Trainer
+from lora_forensics.checkpoints.interface import Folder, Trainer, Trap
 from lora_forensics.checkpoints.kohya import Kohya
 from lora_forensics.checkpoints.peft import PeftTrainer
 
-__all__ = ["TRAINERS", "Folder", "Trainer"]
+__all__ = ["TRAINERS", "Folder", "Trainer", "Trap"]
 
 TRAINERS: dict[str, Trainer] = {trainer.name: trainer for trainer in (PeftTrainer(), Kohya())}
 """Every trainer by name; the order is the precedence, most specific first."""

@@ -53,11 +53,26 @@ class Folder:
         return self._headers[name]
 
 
+@dataclass(frozen=True, slots=True)
+class Trap:
+    """One way in which a trainer's files mislead whoever reads them, and what is done about it."""
+
+    text: str
+    verified: bool = True
+    """A test holds it, on files that the trainer's own code wrote or in their exact layout."""
+
+
 class Trainer(Protocol):
     """One trainer family: how its files lie, and what they tell."""
 
     name: str
     """As `--trainer` and `formats` spell it."""
+    about: str
+    """What writes this layout, in one line."""
+    recognised: str
+    """The files that it is recognised by, in one line."""
+    traps: tuple[Trap, ...]
+    """For `formats`."""
     save_more_often: str
     """The setting that saves more checkpoints, and the limit that deletes them, in one sentence."""
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lora_forensics.checkpoints.history import Curve, schedule
-from lora_forensics.checkpoints.interface import Folder, from_header, place, with_rates
+from lora_forensics.checkpoints.interface import Folder, Trap, from_header, place, with_rates
 from lora_forensics.errors import CheckpointError
 from lora_forensics.records import BaseReference, Checkpoint, Finding, Run, Skipped
 from lora_forensics.tensors import SAFETENSORS, Header
@@ -50,6 +50,21 @@ class Kohya:
     """Numbered files with kohya key names."""
 
     name = "kohya"
+    about = "kohya sd-scripts, and what writes its key names with numbered files"
+    recognised = (
+        "name-000001.safetensors (epoch), name-step00000020.safetensors, name.safetensors (last),"
+        " with keys that start with lora_unet_, lora_te, lora_transformer_, lycoris_ or oft_unet_"
+    )
+    traps: tuple[Trap, ...] = (
+        Trap("ss_epoch counts finished epochs in step files and from 1 in epoch files: epochs follow from the step"),
+        Trap("--no_metadata leaves the file's name alone: epoch files without metadata are counted in epochs"),
+        Trap("a rerun under one name writes into the same folder: runs are told apart by ss_session_id"),
+        Trap("the last file has no number, and mostly equals a numbered one: equal tensors count once"),
+        Trap("an output name that ends in digits, such as a date, is no epoch"),
+        Trap("optimizers that set their own rate (Prodigy, D-Adaptation, ...) do not have the recorded one"),
+        Trap("a missing alpha means a scale of 1; an alpha of 0 means the rank"),
+        Trap("<name>-state folders are training states, not checkpoints"),
+    )
     save_more_often = (
         "set --save_every_n_steps (or --save_every_n_epochs 1), and leave out --save_last_n_steps/_epochs, which delete"
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lora_forensics.checkpoints.history import Curve
-from lora_forensics.checkpoints.interface import Folder, place, stat_checkpoint, with_rates
+from lora_forensics.checkpoints.interface import Folder, Trap, place, stat_checkpoint, with_rates
 from lora_forensics.errors import CheckpointError
 from lora_forensics.records import BaseReference, Checkpoint, Finding, Run, Skipped
 from lora_forensics.values import as_count, as_number, read_object
@@ -30,6 +30,18 @@ class PeftTrainer:
     """`checkpoint-<step>` folders."""
 
     name = "peft"
+    about = "PEFT adapters saved by the Hugging Face Trainer; TRL, unsloth, axolotl and LLaMA-Factory write the same"
+    recognised = "checkpoint-<step>/adapter_model.safetensors (or .bin), and the final adapter in the run's folder"
+    traps: tuple[Trap, ...] = (
+        Trap("alpha is in adapter_config.json only: without it the scale is unknown, and norms assume 1"),
+        Trap("each trainer_state.json holds the history from the start: the newest is read"),
+        Trap("the final adapter has no step of its own unless trainer_state.json lies beside it"),
+        Trap("with load_best_model_at_end the final adapter is that of an earlier step: its step is unknown"),
+        Trap("gradient accumulation and processes are not recorded: the number of samples is unknown"),
+        Trap("a folder with adapter_config.json and no weights is a save that was not finished"),
+        Trap("logged numbers may be bare NaN tokens, which JSON does not know"),
+        Trap("several adapters of one model lie in sub-folders named after them", verified=False),
+    )
     save_more_often = (
         "set save_strategy='steps' and a smaller save_steps; leave save_total_limit unset, it deletes checkpoints"
     )

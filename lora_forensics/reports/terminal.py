@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from lora_forensics.records import Finding, Skipped, Summary, Verdict
@@ -26,7 +26,8 @@ _ORDER = {"error": 0, "warning": 1, "info": 2}
 _MOST = 12
 """Lines of one run unless more are asked for, skipped files and what a path needs not counted."""
 
-_LABELS = {"error": "error", "warning": "warning", "info": "note"}
+FINDING_LABELS = {"error": "error", "warning": "warning", "info": "note"}
+"""Severity to the word before a finding."""
 
 
 class TerminalReport:
@@ -44,7 +45,7 @@ class TerminalReport:
 
     def render(self, summary: Summary) -> str:
         """All runs, then what was skipped outside of them, then one line of totals."""
-        page = _Page(self._width, self._color)
+        page = Page(self._width, self._color)
         for verdict in summary.runs:
             self._run(page, verdict)
             page.blank()
@@ -54,7 +55,7 @@ class TerminalReport:
         page.line(text.totals(summary) + where)
         return page.text()
 
-    def _run(self, page: _Page, verdict: Verdict) -> None:
+    def _run(self, page: Page, verdict: Verdict) -> None:
         end = page.lines + _MOST
         page.head(text.plain(verdict.run) or ".", text.facts(verdict))
         self._verdict(page, verdict)
@@ -68,7 +69,7 @@ class TerminalReport:
             self._details(page, verdict)
         self._skipped(page, verdict.skipped)
 
-    def _verdict(self, page: _Page, verdict: Verdict) -> None:
+    def _verdict(self, page: Page, verdict: Verdict) -> None:
         if verdict.keep is None:
             page.row("keep", "no answer", style="none")
         else:
@@ -80,21 +81,21 @@ class TerminalReport:
         where = text.headline(verdict) if elsewhere else text.turning(verdict)
         page.row("CS", "; ".join(filter(None, (where, text.window(verdict), text.spread(verdict)))))
 
-    def _finding(self, page: _Page, finding: Finding, end: int) -> None:
-        label = _LABELS.get(finding.severity, text.plain(finding.severity))
+    def _finding(self, page: Page, finding: Finding, end: int) -> None:
+        label = FINDING_LABELS.get(finding.severity, text.plain(finding.severity))
         page.row(label, text.plain(finding.message), label_style=finding.severity)
         fits = finding.severity != "info" and page.lines + page.room(finding.hint) <= end
         if self._verbose or fits:
             page.row("", text.plain(finding.hint), style="quiet")
 
-    def _details(self, page: _Page, verdict: Verdict) -> None:
+    def _details(self, page: Page, verdict: Verdict) -> None:
         base = verdict.base_model
         if base.total:
             known = f", {text.plain(base.path)}" if base.path else ""
             page.row("base", f"{base.matched} of {text.count(base.total, 'module')} have a base weight{known}")
         page.row("panel", text.agreement(verdict))
 
-    def _skipped(self, page: _Page, skipped: tuple[Skipped, ...]) -> bool:
+    def _skipped(self, page: Page, skipped: tuple[Skipped, ...]) -> bool:
         """What was left out; what is no checkpoint anyway is listed only when asked for."""
         shown = [entry for entry in skipped if self._verbose or not entry.expected]
         if self._verbose and shown:
@@ -117,17 +118,17 @@ def _summed(skipped: Sequence[Skipped]) -> str:
     return f"{text.count(len(skipped), 'file')}: {'; '.join(named + rest)}"
 
 
-class _Page:
+class Page:
     """Lines of at most `width` cells, written through rich's Text so that nothing in the data is read as markup."""
 
     def __init__(self, width: int, color: bool) -> None:
         from rich.console import Console
 
         self._file = io.StringIO()
-        self._width = max(width, _INDENT + _LABEL + _NARROWEST)
+        self.width = max(width, _INDENT + _LABEL + _NARROWEST)
         self._console: Console = Console(
             file=self._file,
-            width=self._width,
+            width=self.width,
             height=100,
             force_terminal=color,
             color_system="standard" if color else None,
@@ -149,7 +150,7 @@ class _Page:
 
     def room(self, sentence: str) -> int:
         """Lines that a sentence needs beside its label."""
-        return len(list(_wrapped(sentence, self._width - _INDENT - _LABEL)))
+        return len(list(_wrapped(sentence, self.width - _INDENT - _LABEL)))
 
     def blank(self) -> None:
         """An empty line."""
@@ -157,23 +158,28 @@ class _Page:
 
     def line(self, sentence: str, style: str = "") -> None:
         """A line at the margin."""
-        for part in _wrapped(sentence, self._width):
+        for part in _wrapped(sentence, self.width):
             self._print((part, style))
+
+    def raw(self, lines: Iterable[str]) -> None:
+        """Lines as they are: tables."""
+        for line in lines:
+            self._print((line, ""))
 
     def head(self, name: str, about: str) -> None:
         """The first line of a block: a name, and beside it, or below if that is too long, what it is."""
         from rich.cells import cell_len
 
-        if cell_len(name) + 3 + cell_len(about) <= self._width:
+        if cell_len(name) + 3 + cell_len(about) <= self.width:
             self._print((name, _STYLES["run"]), ("   ", ""), (about, _STYLES["quiet"]))
             return
         self._print((name, _STYLES["run"]))
-        for part in _wrapped(about, self._width - _INDENT):
+        for part in _wrapped(about, self.width - _INDENT):
             self._print((" " * _INDENT, ""), (part, _STYLES["quiet"]))
 
     def row(self, label: str, sentence: str, style: str = "", label_style: str = "quiet", elide: bool = False) -> None:
         """A label and its text, wrapped beside it; nothing for an empty text."""
-        room = self._width - _INDENT - _LABEL
+        room = self.width - _INDENT - _LABEL
         label = " " * _INDENT + label.ljust(_LABEL - 1) + " "
         for part in [_elided(sentence, room)] if elide else _wrapped(sentence, room):
             self._print((label, _STYLES.get(label_style, "")), (part, _STYLES.get(style, "")))
@@ -184,7 +190,7 @@ class _Page:
         from rich.cells import cell_len
 
         label = " " * _INDENT + label.ljust(_LABEL)
-        if cell_len(label) + cell_len(path) <= self._width:
+        if cell_len(label) + cell_len(path) <= self.width:
             self._print((label, _STYLES["quiet"]), (path, _STYLES[style]))
             return
         self._print((label.rstrip(), _STYLES["quiet"]))

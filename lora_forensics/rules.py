@@ -14,6 +14,7 @@ RULES: dict[str, str] = {
     "same-step": "two different files of one step, of which one is left out",
     "step-unknown": "a file whose training step cannot be known, left out",
     "epochs-only": "no metadata: steps are unknown and epochs are counted instead",
+    "log-unreadable": "a log beside the run that cannot be read, or not to its end",
     "module-unresolved": "modules without a weight in the base model",
     "module-unread": "modules of an adapter kind that is not read",
     "scale-unknown": "no file tells the scale; norms assume 1",

@@ -256,3 +256,21 @@ def touch_later(path: Path, seconds: float = 5) -> None:
     """Move a file's modification time."""
     stat = path.stat()
     os.utime(path, (stat.st_atime + seconds, stat.st_mtime + seconds))
+
+
+def tensorboard_log(
+    folder: Path, scalars: Mapping[str, Mapping[int, float]], stamp: int | None = None
+) -> Sequence[Path]:
+    """An event file by torch's SummaryWriter, as accelerate's tracker writes them; `stamp` is when it was begun."""
+    library("tensorboard")
+    before = set(folder.glob("events*"))
+    writer = library("torch.utils.tensorboard").SummaryWriter(folder)
+    for tag, values in scalars.items():
+        for step, value in values.items():
+            writer.add_scalar(tag, value, step)
+    writer.close()
+    (written,) = set(folder.glob("events*")) - before
+    if stamp is not None:
+        name = written.name.split(".")
+        written = written.rename(folder / ".".join([*name[:3], str(stamp), *name[4:]]))
+    return [written]

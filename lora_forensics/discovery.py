@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lora_forensics.adapters import looks_like_adapter
-from lora_forensics.checkpoints import TRAINERS, Folder
+from lora_forensics.checkpoints import TRAINERS, Folder, Trainer
 from lora_forensics.errors import CheckpointError, UsageError
 from lora_forensics.records import Run, Skipped
 from lora_forensics.tensors import SAFETENSORS, TENSOR_FILES
@@ -39,7 +39,7 @@ def discover_runs(
         raise UsageError(f"no trainer is called {trainer!r}", f"choose from {', '.join(TRAINERS)}")
     trainers = [TRAINERS[trainer]] if trainer else list(TRAINERS.values())
     names: set[str] = set()
-    for found in _walk(root, trainers, {Path(os.path.realpath(p)) for p in exclude}):
+    for found in _walk(root, trainers, {Path(os.path.realpath(p)) for p in exclude}, trainer is not None):
         if isinstance(found, Run) and not _writable(found):
             yield Skipped(found.path, "its files' names are not UTF-8 and fit no table: rename them")
         elif isinstance(found, Run):
@@ -65,7 +65,7 @@ def nothing_found(paths: Iterable[Path], skipped: Sequence[Skipped]) -> UsageErr
     return UsageError(f"no run found in {where}{found}", hint)
 
 
-def _walk(root: Path, trainers: list, excluded: set[Path]) -> Iterator[Run | Skipped]:  # type: ignore[type-arg]
+def _walk(root: Path, trainers: Sequence[Trainer], excluded: set[Path], insisted: bool) -> Iterator[Run | Skipped]:
     seen: set[Path] = set()
     pending = [root]
     while pending:
@@ -76,6 +76,7 @@ def _walk(root: Path, trainers: list, excluded: set[Path]) -> Iterator[Run | Ski
         seen.add(real)
         try:
             folder = Folder.read(path)
+            folder.insisted = insisted
         except OSError as error:
             yield Skipped(path, f"folder cannot be read: {error.strerror or error}")
             continue

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from lora_forensics.checkpoints.interface import Folder, Trainer, Trap
 from lora_forensics.checkpoints.kohya import Kohya
+from lora_forensics.checkpoints.musubi import Musubi
 from lora_forensics.checkpoints.peft import PeftTrainer
 
 __all__ = ["TRAINERS", "Folder", "Trainer", "Trap"]
 
-TRAINERS: dict[str, Trainer] = {trainer.name: trainer for trainer in (PeftTrainer(), Kohya())}
+TRAINERS: dict[str, Trainer] = {trainer.name: trainer for trainer in (PeftTrainer(), Musubi(), Kohya())}
 """Every trainer by name; the order is the precedence, most specific first."""

@@ -25,6 +25,8 @@ class Folder:
     """File names not yet taken."""
     folders: dict[str, Path] = field(default_factory=dict)
     """Sub-folder names not yet taken; the rest is searched next."""
+    insisted: bool = False
+    """One trainer was asked for by name: it takes what fits its layout without the marks that tell it from others."""
     _headers: dict[str, Header | CheckpointError] = field(default_factory=dict)
 
     @classmethod
@@ -173,7 +175,7 @@ def _left_out(checkpoint: Checkpoint, by_step: dict[int, Checkpoint]) -> Finding
             "step-unknown",
             "warning",
             f"{checkpoint.name}: its training step cannot be known; it is left out of the series",
-            "keep what tells it: trainer_state.json beside it (PEFT), or the metadata (kohya)",
+            "keep what tells it: the trainer's state or log beside it, or the file's metadata",
         )
     other = by_step[checkpoint.step].name
     return Finding(

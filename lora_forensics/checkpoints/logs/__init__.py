@@ -22,6 +22,8 @@ class Log:
     """Name of a scalar, as the trainer logged it, to its values."""
     findings: tuple[Finding, ...] = ()
     """At most one: why it could not be read, or not to its end."""
+    clocks: Mapping[str, Curve] = field(default_factory=dict)
+    """Name of a scalar to the time at which it was logged, in seconds, where the log tells it."""
 
     def first(self, *names: str) -> Curve:
         """The first of these scalars that was logged; empty if none was."""

@@ -50,6 +50,7 @@ def tensorboard_scalars(folder: Path) -> Log:
     except ImportError:
         return Log(findings=(unreadable(f"TensorBoard logs in {folder}", _MISSING, "install lora-forensics[logs]"),))
     points: dict[str, list[tuple[int, object]]] = {}
+    clocks: dict[str, list[tuple[int, object]]] = {}
     findings: list[Finding] = []
     for file in files:
         try:
@@ -64,10 +65,11 @@ def tensorboard_scalars(folder: Path) -> Log:
                     else:
                         continue
                     points.setdefault(value.tag, []).append((event.step, number))
+                    clocks.setdefault(value.tag, []).append((event.step, event.wall_time))
         except (OSError, EOFError, ValueError, TypeError, DecodeError) as error:
             findings.append(unreadable(str(file), f"a damaged TensorBoard log, read as far as it goes ({error})"))
     curves = {tag: curve for tag, values in points.items() if (curve := Curve.of(values)).steps}
-    return Log(curves, tuple(findings[:1]))
+    return Log(curves, tuple(findings[:1]), {tag: Curve.of(clocks[tag]) for tag in curves})
 
 
 def _records(file: Path) -> Iterator[bytes]:

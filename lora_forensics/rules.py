@@ -16,6 +16,7 @@ RULES: dict[str, str] = {
     "epochs-only": "no metadata: steps are unknown and epochs are counted instead",
     "resumed": "a training that was interrupted and resumed: several sessions, one run",
     "superseded": "checkpoints saved after the step from which the training was resumed, left out",
+    "several-trainings": "checkpoints of several trainings in one folder, told apart",
     "pruned": "the trainer deleted earlier checkpoints of the run",
     "log-unreadable": "a log beside the run that cannot be read, or not to its end",
     "module-unresolved": "modules without a weight in the base model",

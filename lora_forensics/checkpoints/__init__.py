@@ -7,10 +7,28 @@ from __future__ import annotations
 
 from lora_forensics.checkpoints.interface import Folder, Trainer, Trap
 from lora_forensics.checkpoints.kohya import Kohya
+from lora_forensics.checkpoints.llama_factory import LlamaFactory
+from lora_forensics.checkpoints.mlx_lm import MlxLm
 from lora_forensics.checkpoints.musubi import Musubi
+from lora_forensics.checkpoints.nemo import Automodel, NeMo
 from lora_forensics.checkpoints.peft import PeftTrainer
+from lora_forensics.checkpoints.swift import Swift
+from lora_forensics.checkpoints.torchtune import Torchtune
 
 __all__ = ["TRAINERS", "Folder", "Trainer", "Trap"]
 
-TRAINERS: dict[str, Trainer] = {trainer.name: trainer for trainer in (PeftTrainer(), Musubi(), Kohya())}
+TRAINERS: dict[str, Trainer] = {
+    trainer.name: trainer
+    for trainer in (
+        LlamaFactory(),
+        Swift(),
+        PeftTrainer(),
+        Torchtune(),
+        NeMo(),
+        Automodel(),
+        MlxLm(),
+        Musubi(),
+        Kohya(),
+    )
+}
 """Every trainer by name; the order is the precedence, most specific first."""

@@ -52,7 +52,7 @@ def assemble(
         train_samples=told.train_samples,
         batch_size=told.batch_size,
         base=told.base,
-        findings=(*placed.findings, *told.findings, *elsewhere(placed.checkpoints, told.held_out)),
+        findings=(*placed.findings, *told.findings, *elsewhere(placed.checkpoints, told.held_out, lost)),
         skipped=lost,
         save_more_often=trainer.save_more_often,
     )
@@ -66,7 +66,7 @@ def as_epochs(run: Run, finding: Finding) -> Run:
     )
 
 
-def elsewhere(checkpoints: Sequence[Checkpoint], held_out: Curve) -> list[Finding]:
+def elsewhere(checkpoints: Sequence[Checkpoint], held_out: Curve, lost: Sequence[Skipped] = ()) -> list[Finding]:
     """A finding if the lowest held-out loss was logged at a step that was not saved."""
     if not held_out.steps:
         return []
@@ -74,8 +74,10 @@ def elsewhere(checkpoints: Sequence[Checkpoint], held_out: Curve) -> list[Findin
     best = min(range(len(held_out.steps)), key=lambda index: held_out.values[index])
     if held_out.steps[best] in saved:
         return []
-    common = sum(step in saved for step in held_out.steps)
     message = f"the lowest held-out loss, {held_out.values[best]:.4g}, was logged at step {held_out.steps[best]}, "
+    if any(f"checkpoint-{held_out.steps[best]}" in entry.path.parts for entry in lost):
+        return [Finding("held-out-elsewhere", "warning", message + "whose checkpoint cannot be read")]
+    common = sum(step in saved for step in held_out.steps)
     message += f"which was not saved; {common or 'none'} of {len(held_out.steps)} evaluations fall on saved checkpoints"
     return [Finding("held-out-elsewhere", "warning", message, "evaluate as often as the trainer saves")]
 

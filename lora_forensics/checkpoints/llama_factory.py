@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lora_forensics.checkpoints.interface import Folder, Trap
-from lora_forensics.checkpoints.logs.jsonl import continued, json_lines
+from lora_forensics.checkpoints.logs.entries import continued, read_entries
 from lora_forensics.checkpoints.peft import PeftTrainer
 from lora_forensics.checkpoints.trainer_history import History
 from lora_forensics.records import Finding, Run, Skipped
@@ -34,7 +34,7 @@ class LlamaFactory(PeftTrainer):
 
     def claims(self, folder: Folder) -> bool:
         """By the files that only it writes."""
-        return not _MARKS.isdisjoint(folder.files)
+        return folder.insisted or not _MARKS.isdisjoint(folder.files)
 
     def find(self, folder: Folder) -> Iterator[Run | Skipped]:
         """As for peft; PiSSA's copies are told apart."""
@@ -45,6 +45,6 @@ class LlamaFactory(PeftTrainer):
 
     def log(self, folder: Path) -> tuple[History, tuple[Finding, ...]]:
         """trainer_log.jsonl, else TensorBoard."""
-        lines, findings = json_lines(folder / _LOG) if (folder / _LOG).is_file() else ([], ())
+        lines, findings = read_entries(folder / _LOG) if (folder / _LOG).is_file() else ([], ())
         entries = continued([{_NAMES.get(key, key): value for key, value in line.items()} for line in lines])
         return (History(tuple(entries)), findings) if entries else super().log(folder)

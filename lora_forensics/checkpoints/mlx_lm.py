@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from lora_forensics.checkpoints.adapter_folder import CONFIG
+from lora_forensics.checkpoints.assembly import Told, assemble
 from lora_forensics.checkpoints.history import Curve
-from lora_forensics.checkpoints.interface import Folder, Trap, place, stat_checkpoint, with_rates
+from lora_forensics.checkpoints.interface import Folder, Trap, stat_checkpoint
 from lora_forensics.errors import CheckpointError
 from lora_forensics.records import BaseReference, Checkpoint, Finding, Run, Skipped
 from lora_forensics.values import as_count, as_number, read_object
@@ -79,20 +80,14 @@ class MlxLm:
         findings: list[Finding],
         skipped: list[Skipped],
     ) -> Run:
-        placed = place(found)
         model = settings.get("model")
-        return Run(
-            name="",
-            path=folder.path,
-            trainer=self.name,
-            checkpoints=with_rates(placed.checkpoints, _rates(settings)),
-            unplaced=placed.unplaced,
+        told = Told(
+            rates=_rates(settings),
             batch_size=as_count(settings.get("batch_size")),
             base=BaseReference(name=model if isinstance(model, str) and model else None),
-            findings=(*placed.findings, *findings),
-            skipped=tuple(skipped),
-            save_more_often=self.save_more_often,
+            findings=tuple(findings),
         )
+        return assemble(self, folder.path, "", found, told, skipped)
 
 
 _EARLIER = Finding(
@@ -135,7 +130,11 @@ def _rates(settings: Mapping[str, Any]) -> Curve:
     rate = as_number(settings.get("learning_rate"))
     at = _schedule(planned) if planned else (lambda _: rate)
     try:  # the n-th step is taken with the schedule's value at n - 1
-        return Curve.of((step, at(step - 1)) for step in {*range(1, end + 1, max(1, end // _POINTS)), end}) if at else Curve()
+        return (
+            Curve.of((step, at(step - 1)) for step in {*range(1, end + 1, max(1, end // _POINTS)), end})
+            if at
+            else Curve()
+        )
     except (TypeError, ValueError, ArithmeticError):
         return Curve()
 

@@ -13,12 +13,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lora_forensics.checkpoints.adapter_folder import CONFIG, WEIGHTS, entries, open_adapter, recorded_base, without_adapter
-from lora_forensics.checkpoints.interface import Folder, Trap, place
-from lora_forensics.checkpoints.logs.jsonl import Entry
+from lora_forensics.checkpoints.adapter_folder import (
+    CONFIG,
+    WEIGHTS,
+    entries,
+    open_adapter,
+    recorded_base,
+    without_adapter,
+)
+from lora_forensics.checkpoints.assembly import assemble
+from lora_forensics.checkpoints.interface import Folder, Trap
 from lora_forensics.checkpoints.logs.tensorboard import event_files, tensorboard_scalars
 from lora_forensics.checkpoints.trainer_history import STATE, History, last_entries, marks
-from lora_forensics.records import BaseReference, Checkpoint, Finding, Run, Skipped
+from lora_forensics.records import Checkpoint, Finding, Run, Skipped
 from lora_forensics.values import as_count, read_object
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d{1,15})")
@@ -30,14 +37,14 @@ _DEFAULT = ""
 
 
 @dataclass(slots=True)
-class _Save:
+class Save:
     """One time at which the trainer saved: a checkpoint folder, or the run's own folder at the end."""
 
     folder: Path
     name: str
     step: int | None
     adapters: dict[str, Checkpoint] = field(default_factory=dict)
-    marks: Mapping[tuple[int, str], float] = field(default_factory=dict)
+    marks: dict[tuple[int, str], float] = field(default_factory=dict)
     """Of its history's last entries."""
 
 
@@ -67,19 +74,11 @@ class PeftTrainer:
 
     def claims(self, folder: Folder) -> bool:
         """Whether a folder with this layout is of this trainer; here any is."""
-        return True
+        return bool(folder.folders or folder.files)
 
     def log(self, folder: Path) -> tuple[History, tuple[Finding, ...]]:
         """What was logged beside the checkpoints, for when no trainer_state.json tells: TensorBoard in `runs/`."""
         return tensorboard_history(sorted((folder / "runs").rglob("*")) if (folder / "runs").is_dir() else [])
-
-    def base(self, checkpoint: Checkpoint, folder: Path) -> BaseReference:
-        """The base model that a run recorded."""
-        return recorded_base(checkpoint.config)
-
-    def batch_size(self, state: Mapping[str, Any], folder: Path) -> int | None:
-        """Samples in one batch."""
-        return as_count(state.get("train_batch_size"))
 
     def find(self, folder: Folder) -> Iterator[Run | Skipped]:
         """A run for each training and each adapter: the checkpoint folders below `folder` and the final save in it."""
@@ -99,13 +98,11 @@ class PeftTrainer:
         for training in trainings:
             history, logs = self._history(folder.path, training, alone=len(trainings) == 1)
             for adapter in sorted({adapter for save in training for adapter in save.adapters}):
-                yield self._run(folder.path, adapter, training, history, [*findings, *logs], skipped)
+                yield self.run(folder.path, adapter, training, history, [*findings, *logs], skipped)
                 skipped = []
 
-    def _history(
-        self, folder: Path, training: list[_Save], alone: bool
-    ) -> tuple[History, tuple[Finding, ...]]:
-        """The newest readable trainer_state.json; where there is none, what else was logged, if it can only be of this."""
+    def _history(self, folder: Path, training: list[Save], alone: bool) -> tuple[History, tuple[Finding, ...]]:
+        """The newest readable trainer_state.json; where there is none, what else was logged, if it is of this one."""
         states = (read_object(save.folder / STATE) for save in reversed(training) if save.name)
         newest = next((state for state in states if state), {})
         own = next((read_object(save.folder / STATE) for save in training if not save.name), None) or {}
@@ -116,31 +113,19 @@ class PeftTrainer:
         logged, findings = self.log(folder)
         return replace(logged, state=best or logged.state), findings
 
-    def _run(
+    def run(
         self,
         folder: Path,
         adapter: str,
-        training: list[_Save],
+        training: list[Save],
         history: History,
         findings: Sequence[Finding],
         skipped: list[Skipped],
     ) -> Run:
+        """The run of one adapter in one training."""
         found = [save.adapters[adapter] for save in training if adapter in save.adapters]
-        placed = place(found)
-        filled = history.fill(placed.checkpoints)
-        return Run(
-            name=adapter,
-            path=folder,
-            trainer=self.name,
-            checkpoints=filled,
-            unplaced=placed.unplaced,
-            steps_per_epoch=history.steps_per_epoch(),
-            batch_size=self.batch_size(history.state or {}, folder),
-            base=self.base(found[0], folder),
-            findings=(*placed.findings, *history.held_out_elsewhere(filled, skipped), *findings),
-            skipped=tuple(skipped),
-            save_more_often=self.save_more_often,
-        )
+        told = replace(history.told(), base=recorded_base(found[0].config), findings=tuple(findings))
+        return assemble(self, folder, adapter, found, told, skipped)
 
 
 _RERUN = Finding(
@@ -167,14 +152,14 @@ def tensorboard_history(found: Sequence[Path]) -> tuple[History, tuple[Finding, 
     return History(tuple(logged[step] for step in sorted(logged))), tuple(findings[:1])
 
 
-def _checkpoints(folder: Folder) -> tuple[list[_Save], list[Skipped]]:
+def _checkpoints(folder: Folder) -> tuple[list[Save], list[Skipped]]:
     """The checkpoint folders that hold adapters, by step, and those that should; both are taken out of `folder`."""
-    saves: list[_Save] = []
+    saves: list[Save] = []
     skipped: list[Skipped] = []
     bare: list[tuple[str, Skipped]] = []
     numbered = ((_CHECKPOINT.fullmatch(name), name) for name in folder.folders)
     for step, name in sorted((int(match[1]), name) for match, name in numbered if match):
-        save = _Save(folder.folders[name], name, step)
+        save = Save(folder.folders[name], name, step)
         files, folders = entries(save.folder)
         problems = _take(save, files, folders)
         if save.adapters:
@@ -193,7 +178,7 @@ def _checkpoints(folder: Folder) -> tuple[list[_Save], list[Skipped]]:
     return saves, skipped
 
 
-def _take(save: _Save, files: set[str], folders: set[str]) -> list[Skipped]:
+def _take(save: Save, files: set[str], folders: set[str]) -> list[Skipped]:
     """Fill in the adapters of a save; what is wrong with the others is returned."""
     problems = []
     for adapter in (_DEFAULT, *sorted(folders)):
@@ -209,10 +194,10 @@ def _take(save: _Save, files: set[str], folders: set[str]) -> list[Skipped]:
     return problems
 
 
-def _final(folder: Folder, adapters: set[str], skipped: list[Skipped], trained: bool) -> _Save | None:
+def _final(folder: Folder, adapters: set[str], skipped: list[Skipped], trained: bool) -> Save | None:
     """The save in the run's own folder, taken out of `folder`; of adapters in sub-folders those that are known."""
     own = read_object(folder.path / STATE) if STATE in folder.files else None
-    save = _Save(folder.path, "", _own_step(own or {}))
+    save = Save(folder.path, "", _own_step(own or {}))
     problems = _take(save, set(folder.files), adapters & set(folder.folders))
     for name in [n for n in folder.files if n in (*WEIGHTS, CONFIG) or _COMPANIONS.match(n)]:
         if save.adapters or problems:
@@ -225,19 +210,22 @@ def _final(folder: Folder, adapters: set[str], skipped: list[Skipped], trained: 
 
 def _drop_links(folder: Folder) -> None:
     """Take out links to what has been taken, such as ms-swift's `last` and `best`."""
-    for name in [n for n, path in folder.folders.items() if path.is_symlink() and path.resolve().parent == folder.path.resolve()]:
+    for name in [
+        n for n, path in folder.folders.items() if path.is_symlink() and path.resolve().parent == folder.path.resolve()
+    ]:
         del folder.folders[name]
 
 
-def _trainings(saves: list[_Save]) -> tuple[list[list[_Save]], list[Skipped]]:
+def _trainings(saves: list[Save]) -> tuple[list[list[Save]], list[Skipped]]:
     """Saves whose histories agree, those of the newest training first; what has none joins the only one there is."""
     left = [save for save in saves if save.marks]
     mute = [save for save in saves if not save.marks]
-    trainings: list[list[_Save]] = []
+    trainings: list[list[Save]] = []
     while left:
         newest = max(left, key=lambda save: save.step or _progress(read_object(save.folder / STATE) or {}))
         known = marks(History.of(read_object(newest.folder / STATE) or {}).entries) | newest.marks
-        same, other = [], []
+        same: list[Save] = []
+        other: list[Save] = []
         for save in left:
             agrees = all(known.get(mark, value) == value for mark, value in save.marks.items())
             (same if agrees else other).append(save)
@@ -251,7 +239,7 @@ def _trainings(saves: list[_Save]) -> tuple[list[list[_Save]], list[Skipped]]:
     return trainings, [Skipped(save.folder, reason) for save in mute if save.name]
 
 
-def _modified(save: _Save) -> float:
+def _modified(save: Save) -> float:
     return max(checkpoint.modified for checkpoint in save.adapters.values())
 
 

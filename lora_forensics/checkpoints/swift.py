@@ -7,17 +7,16 @@ Its Megatron path has the same names without trainer_state.json.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lora_forensics.checkpoints.adapter_folder import recorded_base
 from lora_forensics.checkpoints.interface import Folder, Trap
-from lora_forensics.checkpoints.logs.jsonl import Entry, continued, json_lines
-from lora_forensics.checkpoints.peft import PeftTrainer
+from lora_forensics.checkpoints.logs.entries import Entry, continued, read_entries
+from lora_forensics.checkpoints.peft import PeftTrainer, Save
 from lora_forensics.checkpoints.trainer_history import History
-from lora_forensics.records import BaseReference, Checkpoint, Finding
+from lora_forensics.records import Finding, Run, Skipped
 from lora_forensics.values import as_count, read_object
 
 _LOG, _ARGUMENTS = "logging.jsonl", "args.json"
@@ -33,42 +32,50 @@ class Swift(PeftTrainer):
     recognised = "the layout of peft beside logging.jsonl, or with args.json in the run or its checkpoints"
     traps: tuple[Trap, ...] = (
         Trap("every start has a folder of its own, v0-<time>, v1-<time>, ...: each is a run"),
-        Trap("logging.jsonl rounds to eight decimals, small learning rates with it: its last line or trainer_state.json"),
+        Trap(
+            "logging.jsonl rounds to eight decimals, small learning rates with it: its last line or trainer_state.json"
+        ),
         Trap("`last` and `best` may be links to checkpoints, and checkpoint-<step>-merged is a merged model"),
         Trap("the Megatron path counts iterations, and keeps no trainer_state.json"),
     )
 
     def claims(self, folder: Folder) -> bool:
         """By the files that only it writes."""
-        if _LOG in folder.files or _ARGUMENTS in folder.files:
+        if folder.insisted or _LOG in folder.files or _ARGUMENTS in folder.files:
             return True
         first = next((name for name in folder.folders if name.startswith("checkpoint-")), None)
         return first is not None and (folder.folders[first] / _ARGUMENTS).is_file()
 
     def log(self, folder: Path) -> tuple[History, tuple[Finding, ...]]:
         """The history in logging.jsonl's last line, else its lines, else TensorBoard."""
-        lines, findings = json_lines(folder / _LOG) if (folder / _LOG).is_file() else ([], ())
+        lines, findings = read_entries(folder / _LOG) if (folder / _LOG).is_file() else ([], ())
         whole = next((line for line in reversed(lines) if isinstance(line.get("log_history"), list)), None)
         entries = continued([entry for line in lines if (entry := _entry(line)) is not None])
-        if whole is not None and (as_count(whole.get("global_step")) or 0) >= max((e["step"] for e in entries), default=0):
+        if whole is not None and (as_count(whole.get("global_step")) or 0) >= max(
+            (e["step"] for e in entries), default=0
+        ):
             return History.of(whole), findings
         return (History(tuple(entries)), findings) if entries else super().log(folder)
 
-    def base(self, checkpoint: Checkpoint, folder: Path) -> BaseReference:
-        """The name in args.json where adapter_config.json has a path that is not on this machine."""
-        base = recorded_base(checkpoint.config)
-        name = _arguments(folder, checkpoint.path.parent).get("model")
-        away = base.name is None or (Path(base.name).is_absolute() and not Path(base.name).exists())
-        return replace(base, name=name) if away and isinstance(name, str) and name else base
-
-    def batch_size(self, state: Mapping[str, Any], folder: Path) -> int | None:
-        """As in trainer_state.json, else in args.json."""
-        known = super().batch_size(state, folder)
-        return known or as_count(_arguments(folder).get("per_device_train_batch_size"))
-
-
-def _arguments(*folders: Path) -> dict[str, Any]:
-    return next((found for folder in folders if (found := read_object(folder / _ARGUMENTS))), {})
+    def run(
+        self,
+        folder: Path,
+        adapter: str,
+        training: list[Save],
+        history: History,
+        findings: Sequence[Finding],
+        skipped: list[Skipped],
+    ) -> Run:
+        """With args.json: the batch size, and the base's name where adapter_config.json has a path from elsewhere."""
+        run = super().run(folder, adapter, training, history, findings, skipped)
+        known = next((found for path in (folder, training[0].folder) if (found := read_object(path / _ARGUMENTS))), {})
+        name, model = run.base.name, known.get("model")
+        away = name is None or (Path(name).is_absolute() and not Path(name).exists())
+        return replace(
+            run,
+            batch_size=run.batch_size or as_count(known.get("per_device_train_batch_size")),
+            base=replace(run.base, name=model) if away and isinstance(model, str) and model else run.base,
+        )
 
 
 def _entry(line: Mapping[str, Any]) -> Entry | None:

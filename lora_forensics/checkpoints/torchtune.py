@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from lora_forensics.checkpoints.adapter_folder import CONFIG, WEIGHTS, entries, open_adapter, recorded_base
-from lora_forensics.checkpoints.interface import Folder, Trap, place, stat_checkpoint
-from lora_forensics.checkpoints.logs.jsonl import Entry, continued, json_lines
+from lora_forensics.checkpoints.assembly import Told, as_epochs, assemble
+from lora_forensics.checkpoints.interface import Folder, Trap, stat_checkpoint
+from lora_forensics.checkpoints.logs.entries import Entry, continued, read_entries
+from lora_forensics.checkpoints.logs.settings import read_yaml
 from lora_forensics.checkpoints.trainer_history import History
 from lora_forensics.errors import CheckpointError
 from lora_forensics.records import Checkpoint, Finding, Run, Skipped
@@ -40,13 +42,17 @@ class Torchtune:
     traps: tuple[Trap, ...] = (
         Trap("epochs count from 0: epoch_0 is the end of the first"),
         Trap("adapter_model.pt repeats adapter_model.safetensors in torchtune's names: one checkpoint, not two"),
-        Trap("query and key rows of adapter_model.pt are in Meta's order: not comparable with a Hugging Face base", False),
+        Trap(
+            "query and key rows of adapter_model.pt are in Meta's order: not comparable with a Hugging Face base", False
+        ),
         Trap("an epoch's steps are known only where the log is whole and as long as the configured epochs"),
         Trap("Phi, Llama 3.2 Vision and Llama 4 keep torchtune's names only, in a pickle"),
         Trap("every start begins a log of its own, log_<unix time>: a resumed one goes on, a new one starts at 1"),
         Trap("folders beyond the configured epochs are of an earlier training: another run"),
     )
-    save_more_often = "set save_every_n_steps (where the recipe has it); leave keep_last_n_checkpoints unset, it deletes"
+    save_more_often = (
+        "set save_every_n_steps (where the recipe has it); leave keep_last_n_checkpoints unset, it deletes"
+    )
 
     def find(self, folder: Folder) -> Iterator[Run | Skipped]:
         """One run, and another of what an earlier training left."""
@@ -59,7 +65,9 @@ class Torchtune:
         end = as_count(settings.get("epochs"))
         groups: dict[bool, list[tuple[str, int, Checkpoint]]] = {}
         for unit, number, checkpoint in found:
-            groups.setdefault(unit == "epoch" and bool(end) and number >= (end or 0), []).append((unit, number, checkpoint))
+            groups.setdefault(unit == "epoch" and bool(end) and number >= (end or 0), []).append(
+                (unit, number, checkpoint)
+            )
         findings = (*findings, *([_EARLIER] if len(groups) > 1 else []))
         for earlier, group in sorted(groups.items()):
             known = ({}, History()) if earlier and len(groups) > 1 else (settings, history)
@@ -78,29 +86,21 @@ class Torchtune:
         per_epoch = _steps_per_epoch(found, settings, history)
         by_epochs = per_epoch is None and all(unit == "epoch" for unit, _, _ in found)
         factor = 1 if by_epochs else per_epoch
-        placed = place([
-            replace(checkpoint, step=number if unit == "step" else factor and (number + 1) * factor)
-            for unit, number, checkpoint in found
-        ])
-        epochs = {checkpoint.path: number + 1.0 for unit, number, checkpoint in found if unit == "epoch"}
-        filled = placed.checkpoints if by_epochs else history.fill(placed.checkpoints)
         dated = [
-            replace(c, epoch=epochs.get(c.path, (c.step or 0) / per_epoch if per_epoch else None)) for c in filled
+            replace(checkpoint, step=number)
+            if unit == "step"
+            else replace(checkpoint, step=factor and (number + 1) * factor, epoch=number + 1.0)
+            for unit, number, checkpoint in found
         ]
-        return Run(
-            name="",
-            path=folder,
-            trainer=self.name,
-            checkpoints=tuple(dated),
-            unplaced=placed.unplaced,
-            step_unit="epoch" if by_epochs else "step",
-            steps_per_epoch=1.0 if by_epochs else per_epoch,
+        told = replace(
+            Told() if by_epochs else history.told(),
+            steps_per_epoch=per_epoch,
             batch_size=as_count(settings.get("batch_size")),
             base=recorded_base(found[0][2].config),
-            findings=(*placed.findings, *findings, *([_EPOCHS_ONLY] if by_epochs else [])),
-            skipped=tuple(skipped),
-            save_more_often=self.save_more_often,
+            findings=tuple(findings),
         )
+        run = assemble(self, folder, "", dated, told, skipped)
+        return as_epochs(run, _EPOCHS_ONLY) if by_epochs else run
 
 
 _EARLIER = Finding(
@@ -126,7 +126,9 @@ def _saves(folder: Folder) -> tuple[list[tuple[str, int, Checkpoint]], list[Skip
         files, _ = entries(path)
         entry = _own(path / _OWN, name, files) if _OWN in files and not files & {*WEIGHTS} else None
         entry = entry or open_adapter(path, files, name, None)
-        if entry is None or (_OWN not in files and _SETTINGS not in folder.files and not _recipe(files, folder)):
+        if entry is None or not (
+            folder.insisted or _OWN in files or _SETTINGS in folder.files or _recipe(files, folder)
+        ):
             continue
         del folder.folders[name]
         opened.append((unit, number, entry))
@@ -151,7 +153,7 @@ def _own(path: Path, name: str, files: set[str]) -> Checkpoint | Skipped:
 
 
 def _settings(folder: Folder) -> Mapping[str, Any]:
-    return read_yaml(folder.path / _SETTINGS) or {} if _SETTINGS in folder.files else {}
+    return read_yaml(folder.path / _SETTINGS) if _SETTINGS in folder.files else {}
 
 
 def _logged(folder: Path) -> tuple[History, tuple[Finding, ...]]:
@@ -165,7 +167,7 @@ def _logged(folder: Path) -> tuple[History, tuple[Finding, ...]]:
     lines: list[Entry] = []
     findings: list[Finding] = []
     for _, path in logs:
-        read, problems = json_lines(path) if path.suffix == ".jsonl" else (_text_lines(path), ())
+        read, problems = read_entries(path) if path.suffix == ".jsonl" else (_text_lines(path), ())
         lines.extend({_NAMES.get(key, key): value for key, value in line.items()} for line in read)
         findings.extend(problems)
     return History(tuple(continued(lines))), tuple(findings[:1])

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lora_forensics.checkpoints.assembly import Told, mean_of
 from lora_forensics.checkpoints.history import Curve
-from lora_forensics.checkpoints.interface import with_rates
-from lora_forensics.checkpoints.logs.jsonl import Entry
-from lora_forensics.records import Checkpoint, Finding, Skipped
+from lora_forensics.checkpoints.logs.entries import Entry
 from lora_forensics.values import as_count, as_number, parse_object
 
 STATE = "trainer_state.json"
@@ -44,12 +43,10 @@ class History:
     def held_out(self) -> Curve:
         """`eval_loss`; with several evaluation sets (`eval_<name>_loss`) their mean where all were evaluated."""
         names = sorted({key for entry in self.entries for key in entry if _EVALUATION.fullmatch(str(key))})
-        curves = [self.curve(name) for name in (["eval_loss"] if "eval_loss" in names else names)]
-        steps = set.intersection(*(set(curve.steps) for curve in curves)) if curves else set()
-        return Curve.of((step, sum(curve.at(step) or 0.0 for curve in curves) / len(curves)) for step in steps)
+        return mean_of([self.curve(name) for name in (["eval_loss"] if "eval_loss" in names else names)])
 
     def steps_per_epoch(self) -> float | None:
-        """Optimizer steps; whole where the planned training tells it, for batches that are left over count as a step."""
+        """Optimizer steps; by the planned training where that fits, for batches that are left over are a step."""
         state = self.state or {}
         step, epoch = as_count(state.get("global_step")), as_number(state.get("epoch"))
         if not step or not epoch:
@@ -63,41 +60,16 @@ class History:
             return planned / of
         return ratio
 
-    def fill(self, checkpoints: Sequence[Checkpoint]) -> tuple[Checkpoint, ...]:
-        """The checkpoints with what was logged at their steps."""
-        epochs, losses, held_out = self.curve("epoch"), self.curve("loss"), self.held_out()
-        per_epoch = self.steps_per_epoch()
-        filled = []
-        for checkpoint in checkpoints:
-            step = checkpoint.step or 0
-            epoch = epochs.at(step)
-            filled.append(
-                replace(
-                    checkpoint,
-                    epoch=epoch if epoch is not None or not per_epoch else step / per_epoch,
-                    train_loss=losses.last(step),
-                    held_out_loss=held_out.at(step),
-                )
-            )
-        return with_rates(filled, self.curve("learning_rate"))
-
-    def held_out_elsewhere(self, checkpoints: Sequence[Checkpoint], skipped: Iterable[Skipped]) -> list[Finding]:
-        """A finding if the lowest held-out loss was logged at a step that was not saved."""
-        held_out = self.held_out()
-        saved = {checkpoint.step for checkpoint in checkpoints}
-        if not held_out.steps:
-            return []
-        best = min(range(len(held_out.steps)), key=lambda index: held_out.values[index])
-        step, loss = held_out.steps[best], held_out.values[best]
-        if step in saved:
-            return []
-        if any(f"checkpoint-{step}" in entry.path.parts for entry in skipped):
-            message = f"the lowest held-out loss, {loss:.4g}, was logged at step {step}, whose checkpoint cannot be read"
-            return [Finding("held-out-elsewhere", "warning", message)]
-        common = sum(other in saved for other in held_out.steps)
-        message = f"the lowest held-out loss, {loss:.4g}, was logged at step {step}, which was not saved"
-        message += f"; {common or 'none'} of {len(held_out.steps)} evaluations fall on saved checkpoints"
-        return [Finding("held-out-elsewhere", "warning", message, "set eval_steps to save_steps")]
+    def told(self) -> Told:
+        """What it tells about a run."""
+        return Told(
+            rates=self.curve("learning_rate"),
+            train_loss=self.curve("loss"),
+            held_out=self.held_out(),
+            epochs=self.curve("epoch"),
+            steps_per_epoch=self.steps_per_epoch(),
+            batch_size=as_count((self.state or {}).get("train_batch_size")),
+        )
 
 
 def last_entries(state: Path) -> list[Entry]:

@@ -1,8 +1,8 @@
-"""Logs with one JSON object a line, and entries of a log as the Hugging Face Trainer keeps them."""
+"""Logs of one JSON object a line that were appended to, as entries of the Hugging Face Trainer's history."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ Entry = Mapping[str, Any]
 """What was logged at one step, under the Trainer's names: step, epoch, loss, learning_rate, eval_loss, ..."""
 
 
-def json_lines(path: Path) -> tuple[list[dict[str, Any]], tuple[Finding, ...]]:
+def read_entries(path: Path) -> tuple[list[dict[str, Any]], tuple[Finding, ...]]:
     """The objects of a file, in order; a torn last line is no damage, any other makes one finding."""
     found, broken = [], 0
     try:
@@ -30,8 +30,8 @@ def json_lines(path: Path) -> tuple[list[dict[str, Any]], tuple[Finding, ...]]:
     return found, (unreadable(str(path), f"{broken} lines are no JSON objects and are left out"),) if broken else ()
 
 
-def continued(entries: list[Entry]) -> list[Entry]:
-    """What counts of a log that was appended to: where steps go back, the training went on from there, or began anew."""
+def continued(entries: Iterable[Entry]) -> list[Entry]:
+    """What counts of a log that was appended to: where steps go back, training went on from there, or began anew."""
     kept: list[Entry] = []
     for entry in entries:
         step = as_count(entry.get("step"))

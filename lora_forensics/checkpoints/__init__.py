@@ -20,13 +20,13 @@ __all__ = ["TRAINERS", "Folder", "Trainer", "Trap"]
 TRAINERS: dict[str, Trainer] = {
     trainer.name: trainer
     for trainer in (
+        MlxLm(),
         LlamaFactory(),
         Swift(),
         PeftTrainer(),
         Torchtune(),
         NeMo(),
         Automodel(),
-        MlxLm(),
         Musubi(),
         Kohya(),
     )

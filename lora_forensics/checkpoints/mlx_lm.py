@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from lora_forensics.checkpoints.adapter_folder import CONFIG
@@ -16,6 +17,7 @@ from lora_forensics.checkpoints.history import Curve
 from lora_forensics.checkpoints.interface import Folder, Trap, stat_checkpoint
 from lora_forensics.errors import CheckpointError
 from lora_forensics.records import BaseReference, Checkpoint, Finding, Run, Skipped
+from lora_forensics.tensors import same_content
 from lora_forensics.values import as_count, as_number, read_object
 
 _NUMBERED = re.compile(r"(\d{7,15})_adapters\.safetensors")
@@ -57,7 +59,7 @@ class MlxLm:
         mine = [entry for number, entry in found if _fits(number, settings)]
         other = [entry for number, entry in found if not _fits(number, settings)]
         if isinstance(final, Checkpoint):
-            mine.append(final)
+            mine.append(replace(final, step=_last_step(final, mine, numbers.values(), settings)))
         findings = [_EARLIER] if mine and other else []
         findings += [_RESUMED] if settings.get("resume_adapter_file") else []
         for checkpoints, known in ((mine, settings), (other, {})):
@@ -109,6 +111,16 @@ def _open(folder: Folder, name: str, step: int | None) -> Checkpoint | Skipped:
         return stat_checkpoint(path, name, step, folder.path / CONFIG if CONFIG in folder.files else None)
     except CheckpointError as error:
         return Skipped.because(path, error)
+
+
+def _last_step(
+    final: Checkpoint, saved: list[Checkpoint], numbers: Collection[int], settings: Mapping[str, Any]
+) -> int | None:
+    """Of the unnumbered file: the end of the training, unless it repeats an earlier save or the end has its number."""
+    end = as_count(settings.get("iters"))
+    if not end or end in numbers or any(same_content(final.path, other.path) for other in reversed(saved)):
+        return None
+    return end // _accumulation(settings)
 
 
 def _accumulation(settings: Mapping[str, Any]) -> int:

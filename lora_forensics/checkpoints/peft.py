@@ -23,6 +23,7 @@ from lora_forensics.checkpoints.adapter_folder import (
 )
 from lora_forensics.checkpoints.assembly import assemble
 from lora_forensics.checkpoints.interface import Folder, Trap
+from lora_forensics.checkpoints.logs import unreadable
 from lora_forensics.checkpoints.logs.tensorboard import event_files, tensorboard_scalars
 from lora_forensics.checkpoints.trainer_history import STATE, History, last_entries, marks
 from lora_forensics.records import Checkpoint, Finding, Run, Skipped
@@ -103,15 +104,21 @@ class PeftTrainer:
 
     def _history(self, folder: Path, training: list[Save], alone: bool) -> tuple[History, tuple[Finding, ...]]:
         """The newest readable trainer_state.json; where there is none, what else was logged, if it is of this one."""
-        states = (read_object(save.folder / STATE) for save in reversed(training) if save.name)
-        newest = next((state for state in states if state), {})
+        newest: dict[str, Any] = {}
+        damaged: list[Finding] = []
+        for save in reversed([save for save in training if save.name]):
+            newest = read_object(save.folder / STATE) or {}
+            if newest:
+                break
+            if (save.folder / STATE).is_file():
+                damaged = [unreadable(str(save.folder / STATE), "is no JSON object; an earlier one is read")]
         own = next((read_object(save.folder / STATE) for save in training if not save.name), None) or {}
         best = max(newest, own, key=_progress)
         history = History.of(best)
         if history.entries or not alone:
-            return history, ()
+            return history, tuple(damaged)
         logged, findings = self.log(folder)
-        return replace(logged, state=best or logged.state), findings
+        return replace(logged, state=best or logged.state), (*damaged, *findings)
 
     def run(
         self,

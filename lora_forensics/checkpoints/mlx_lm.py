@@ -50,7 +50,7 @@ class MlxLm:
         found: list[tuple[int, Checkpoint]] = []
         skipped: list[Skipped] = []
         for name, number in sorted(numbers.items(), key=lambda item: item[1]):
-            entry = _open(folder, name, number // _accumulation(settings))
+            entry = _open(folder, name, number // _accumulation(settings), configured=_fits(number, settings))
             found.extend([(number, entry)] if isinstance(entry, Checkpoint) else [])
             skipped.extend([entry] if isinstance(entry, Skipped) else [])
         final = _open(folder, _FINAL, None) if _FINAL in folder.files else None
@@ -105,10 +105,11 @@ _RESUMED = Finding(
 )
 
 
-def _open(folder: Folder, name: str, step: int | None) -> Checkpoint | Skipped:
+def _open(folder: Folder, name: str, step: int | None, configured: bool = True) -> Checkpoint | Skipped:
     path = folder.files.pop(name)
+    config = folder.path / CONFIG if CONFIG in folder.files and configured else None
     try:
-        return stat_checkpoint(path, name, step, folder.path / CONFIG if CONFIG in folder.files else None)
+        return stat_checkpoint(path, name, step, config)
     except CheckpointError as error:
         return Skipped.because(path, error)
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lora_forensics.checkpoints.assembly import Told, assemble
+from lora_forensics.checkpoints.assembly import Told, assemble, with_final
 from lora_forensics.checkpoints.history import Curve
 from lora_forensics.checkpoints.interface import Folder, Trap, stat_checkpoint
 from lora_forensics.checkpoints.logs import Log
@@ -62,7 +62,7 @@ class Diffusers:
             return
         tracked = read_tracked(folder.path)
         if isinstance(final, Checkpoint):
-            found.append(replace(final, step=_last_step(tracked)))
+            found = with_final(found, final, _last_step(tracked))
         yield assemble(self, folder.path, "", found, _told(folder.path, tracked), lost)
 
 

@@ -172,10 +172,10 @@ def _rates(log: Log, settings: dict[str, Any], per_epoch: float | None) -> Curve
     ):
         return Curve()
     warmup, schedule = as_count(settings.get("warmup_steps", 0)) or 0, settings.get("lr_scheduler", "constant")
-    ramp = [(1, rate / warmup), (warmup, rate)] if warmup else []
+    ramp = [(0, rate / warmup), (warmup, rate)] if warmup else []
     total = round((as_count(settings.get("epochs")) or 0) * (per_epoch or 0))
     if schedule == "constant":
-        return Curve.of([*ramp, (warmup + 1, rate)])
+        return Curve.of([*ramp, (warmup, rate)])
     if schedule == "linear" and total:
         return Curve.of([*ramp, (warmup, rate), (warmup + total, 0.0)])
     if schedule == "cosine" and total:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lora_forensics.checkpoints.assembly import Told, assemble, mean_of
+from lora_forensics.checkpoints.assembly import Told, assemble, mean_of, with_final
 from lora_forensics.checkpoints.history import Curve
 from lora_forensics.checkpoints.interface import Folder, Trap, from_header
 from lora_forensics.checkpoints.logs import Log
@@ -130,7 +130,9 @@ class OneTrainer:
             base=BaseReference(name=name if isinstance(name, str) else None),
             findings=(*findings, *(finding for log in logs for finding in log.findings)),
         )
-        return assemble(self, folder, prefix.rstrip("-_ "), [*found, *final], told, lost)
+        if final is not None:
+            found = with_final(found, final, final.step)
+        return assemble(self, folder, prefix.rstrip("-_ "), found, told, lost)
 
 
 def _saves(folder: Folder, lost: list[Skipped]) -> dict[str, list[_Save]]:
@@ -246,11 +248,11 @@ def _scale(header: Header) -> float | None:
     return None if any(key.endswith(".alpha") for key in header.infos) else 1.0
 
 
-def _final(session: _Session, folder: Path, accumulated: int) -> list[Checkpoint]:
+def _final(session: _Session, folder: Path, accumulated: int) -> Checkpoint | None:
     """The final file where the settings say that it lies, if its keys are those of the saves and it is newer."""
     named, last = session.settings.get("output_model_destination"), session.saves[-1]
     if not isinstance(named, str) or not named.endswith(SAFETENSORS):
-        return []
+        return None
     parts = Path(named.replace("\\", "/"))
     places = (
         [parts] if parts.is_absolute() else [root / parts for root in (folder, *folder.absolute().parents[:_ABOVE])]
@@ -264,8 +266,8 @@ def _final(session: _Session, folder: Path, accumulated: int) -> list[Checkpoint
             logged = session.log.first("loss/train_step").steps
             step = (logged[-1] + 1) // accumulated if logged else None
             name = Path(os.path.relpath(path, folder)).as_posix()
-            return [replace(from_header(path, name, step, header), scale=_scale(header))]
-    return []
+            return replace(from_header(path, name, step, header), scale=_scale(header))
+    return None
 
 
 def _rate(log: Log) -> Curve:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lora_forensics.checkpoints.assembly import Told, assemble, mean_of
+from lora_forensics.checkpoints.assembly import Told, assemble, mean_of, with_final
 from lora_forensics.checkpoints.diffusers import (
     WEIGHTS,
     Tracked,
@@ -91,7 +91,7 @@ class SimpleTuner:
             lost.append(final)
         metrics, config = _metrics(folder.path)
         if isinstance(final, Checkpoint):
-            found.append(replace(final, step=_last_step(metrics, config)))
+            found = with_final(found, final, _last_step(metrics, config))
         if found:
             yield assemble(self, folder.path, "", found, _told(folder.path, metrics, config), lost)
         else:

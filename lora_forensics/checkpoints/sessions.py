@@ -17,7 +17,7 @@ def goes_on(before: Sequence[int], after: Sequence[int]) -> bool:
     if len(before) < 2 or not after:
         return False
     interval = max(min(two - one for one, two in pairwise(steps)) for steps in (before, after) if len(steps) > 1)
-    return interval < after[0] <= before[-1] + 1.5 * interval
+    return interval < after[0] <= before[-1] + interval
 
 
 def continued(curves: Sequence[Curve], offsets: Sequence[int] | None = None) -> Curve:

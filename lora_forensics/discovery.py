@@ -39,15 +39,20 @@ def discover_runs(
         raise UsageError(f"no trainer is called {trainer!r}", f"choose from {', '.join(TRAINERS)}")
     trainers = [TRAINERS[trainer]] if trainer else list(TRAINERS.values())
     names: set[str] = set()
+    skipped: list[Skipped] = []
+    taken: set[str] = set()
     for found in _walk(root, trainers, {Path(os.path.realpath(p)) for p in exclude}, trainer is not None):
-        if isinstance(found, Run) and not _writable(found):
+        if isinstance(found, Skipped):
+            skipped.append(found)
+        elif not _writable(found):
             yield Skipped(found.path, "its files' names are not UTF-8 and fit no table: rename them")
-        elif isinstance(found, Run):
+        else:
+            taken.update(os.path.realpath(checkpoint.path) for checkpoint in (*found.checkpoints, *found.unplaced))
             name = _unique(_name(found, root), names)
             names.add(name.lower())  # file systems that ignore case
             yield replace(found, name=name)
-        else:
-            yield found
+    # a run may claim a file of another folder, which was read before the run was found
+    yield from (entry for entry in skipped if os.path.realpath(entry.path) not in taken)
 
 
 def _writable(run: Run) -> bool:

@@ -44,7 +44,7 @@ class AiToolkit:
     name = "ai-toolkit"
     about = "ostris ai-toolkit"
     recognised = "name_000000250.safetensors, or training_info in the header"
-    traps = (
+    traps: tuple[Trap, ...] = (
         Trap("max_step_saves_to_keep (5 by default) deletes the earlier saves: said where the settings tell it"),
         Trap("a resumed run overwrites the unnumbered final file: its step is read from its header"),
         Trap("no alpha is saved, except for LoKr: it is always the rank, so the scale is 1"),

@@ -9,6 +9,7 @@ from pathlib import Path
 from lora_forensics.checkpoints.history import Curve
 from lora_forensics.checkpoints.interface import Trainer, place, with_rates
 from lora_forensics.records import BaseReference, Checkpoint, Finding, Run, Skipped
+from lora_forensics.tensors import same_content
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +57,18 @@ def assemble(
         skipped=lost,
         save_more_often=trainer.save_more_often,
     )
+
+
+def with_final(found: Sequence[Checkpoint], final: Checkpoint, step: int | None) -> list[Checkpoint]:
+    """The checkpoints of a run and the file that was written at its end, at this step if it is no copy of the last.
+
+    A step before that of the last checkpoint cannot be: a log may end early.
+    """
+    last = max(found, key=lambda checkpoint: checkpoint.step or 0, default=None)
+    if last is not None and same_content(final.path, last.path):
+        return [*found, replace(final, step=last.step)]
+    possible = step is not None and (last is None or step > (last.step or 0))
+    return [*found, replace(final, step=step if possible else None)]
 
 
 def as_epochs(run: Run, finding: Finding) -> Run:

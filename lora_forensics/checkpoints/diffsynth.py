@@ -39,7 +39,7 @@ class DiffSynth:
     name = "diffsynth"
     about = "DiffSynth-Studio"
     recognised = "step-500.safetensors or epoch-0.safetensors with keys of a LoRA, no zeros before the number"
-    traps = (
+    traps: tuple[Trap, ...] = (
         Trap("epochs count from 0: epoch-0 is saved after the first"),
         Trap("steps count batches, not steps of the optimizer: divided by gradient_accumulation_steps"),
         Trap("no alpha is saved: it is the rank, so the scale is 1"),

@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 import os
 import re
+from bisect import bisect_right
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,7 @@ class DiffusionPipe:
     name = "diffusion-pipe"
     about = "tdrussell diffusion-pipe"
     recognised = "epoch<N>/ and step<N>/ with adapter_model.safetensors or lora.safetensors, and the TOML"
-    traps = (
+    traps: tuple[Trap, ...] = (
         Trap("the header has no step, epoch or rate: the folder's name, the TOML and the TensorBoard log tell them"),
         Trap("a folder tmp/ inside a save means that it was interrupted: skipped"),
         Trap("global_step<N>/ and latest are DeepSpeed's training state, not checkpoints"),
@@ -85,7 +87,7 @@ class DiffusionPipe:
             step = number if kind == "step" or by_epochs else ends.get(number)
             if step is None and per_epoch:
                 step = round(number * per_epoch)
-            found.append(_dated(checkpoint, step, float(number) if kind == "epoch" else None))
+            found.append(replace(checkpoint, step=step, epoch=float(number) if kind == "epoch" else None))
         batch, gas = as_count(settings.get("micro_batch_size_per_gpu")), settings.get("gradient_accumulation_steps", 1)
         told = Told(
             rates=Curve() if by_epochs else _rates(log, settings, per_epoch),
@@ -118,12 +120,6 @@ def _open(path: Path, name: str, insisted: bool) -> Checkpoint | Skipped | None:
         return Skipped.because(path / weights, error)
 
 
-def _dated(checkpoint: Checkpoint, step: int | None, epoch: float | None) -> Checkpoint:
-    from dataclasses import replace
-
-    return replace(checkpoint, step=step, epoch=epoch)
-
-
 def _settings(folder: Folder, save: Path) -> dict[str, Any]:
     """The TOML with an [adapter]: the run's own, else the copy beside a save. Another TOML describes the data."""
     paths = [path for name, path in folder.files.items() if name.endswith(".toml")]
@@ -152,12 +148,11 @@ def _epochs(log: Log, settings: dict[str, Any]) -> tuple[float | None, dict[int,
     ends, steps = log.clocks.get("train/epoch_loss", Curve()), log.clocks.get("train/loss", Curve())
     if (as_count(settings.get("logging_steps", 1)) or 1) != 1 or not steps.steps:
         return None, {}
-    by_time = Curve(tuple(range(len(steps.values))), steps.values)
     found: dict[int, int] = {}
     for epoch, time in zip(ends.steps, ends.values, strict=True):
-        before = [step for step, at in zip(steps.steps, by_time.values, strict=True) if at <= time]
+        before = bisect_right(steps.values, time)  # of a log with restarts the later entry of a step is kept: ascending
         if before:
-            found[epoch] = before[-1]
+            found[epoch] = steps.steps[before - 1]
     whole = {step / epoch for epoch, step in found.items()}
     return (whole.pop() if len(whole) == 1 else None), found
 
@@ -177,10 +172,10 @@ def _rates(log: Log, settings: dict[str, Any], per_epoch: float | None) -> Curve
     ):
         return Curve()
     warmup, schedule = as_count(settings.get("warmup_steps", 0)) or 0, settings.get("lr_scheduler", "constant")
-    ramp = [(1, rate / warmup), (warmup, rate)] if warmup else []
+    ramp = [(0, rate / warmup), (warmup, rate)] if warmup else []
     total = round((as_count(settings.get("epochs")) or 0) * (per_epoch or 0))
     if schedule == "constant":
-        return Curve.of([*ramp, (warmup + 1, rate)])
+        return Curve.of([*ramp, (warmup, rate)])
     if schedule == "linear" and total:
         return Curve.of([*ramp, (warmup, rate), (warmup + total, 0.0)])
     if schedule == "cosine" and total:

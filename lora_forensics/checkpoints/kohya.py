@@ -17,7 +17,7 @@ from lora_forensics.checkpoints.assembly import Told, as_epochs, assemble
 from lora_forensics.checkpoints.history import Curve, schedule
 from lora_forensics.checkpoints.interface import Folder, Trap, from_header, stat_checkpoint
 from lora_forensics.checkpoints.kohya_logs import Session, find_log, log_folders
-from lora_forensics.checkpoints.sessions import goes_on, resumed, superseded
+from lora_forensics.checkpoints.sessions import continued, goes_on, resumed, superseded
 from lora_forensics.errors import CheckpointError
 from lora_forensics.records import BaseReference, Checkpoint, Finding, Run, Skipped
 from lora_forensics.tensors import SAFETENSORS, Header, pickle_mentions
@@ -288,22 +288,11 @@ def _logged(sessions: Sequence[_Group], offsets: list[int], told: Told, found: _
     adaptive = any(_ADAPTIVE.search(file.meta.get("ss_optimizer", "")) for group in sessions for file in group)
     return replace(
         told,
-        rates=_continued([log.adapted_rates if adaptive else log.rates for log in logs], offsets),
-        train_loss=_continued([log.train_loss for log in logs], offsets),
-        held_out=_continued([log.held_out for log in logs], offsets),
+        rates=continued([log.adapted_rates if adaptive else log.rates for log in logs], offsets),
+        train_loss=continued([log.train_loss for log in logs], offsets),
+        held_out=continued([log.held_out for log in logs], offsets),
         findings=(*told.findings, *(finding for log in logs for finding in log.findings)),
     )
-
-
-def _continued(curves: Sequence[Curve], offsets: Sequence[int]) -> Curve:
-    """The curves of sessions on one axis: each counts until the next begins."""
-    points: dict[int, float] = {}
-    for curve, offset in zip(curves, offsets, strict=True):
-        if curve.steps:
-            first = curve.steps[0] + offset
-            points = {step: value for step, value in points.items() if step < first}
-            points.update(zip((step + offset for step in curve.steps), curve.values, strict=True))
-    return Curve.of(points.items())
 
 
 def _latest(group: _Group) -> float | None:

@@ -13,7 +13,7 @@ class Musubi(Kohya):
     name = "musubi"
     about = "kohya musubi-tuner"
     recognised = "the names and keys of kohya, with ss_num_train_items in the metadata"
-    traps = (
+    traps: tuple[Trap, ...] = (
         Trap("ss_epoch counts finished epochs in step files and from 1 in epoch files: epochs follow from the step"),
         Trap("no hash of the base model is recorded, only its name"),
         Trap("saves were 16-bit until June 2026: rounding noise is larger than in later ones"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+from lora_forensics.checkpoints.history import Curve
 from lora_forensics.records import Checkpoint, Finding
 
 
@@ -16,7 +17,18 @@ def goes_on(before: Sequence[int], after: Sequence[int]) -> bool:
     if len(before) < 2 or not after:
         return False
     interval = max(min(two - one for one, two in pairwise(steps)) for steps in (before, after) if len(steps) > 1)
-    return interval < after[0] <= before[-1] + 1.5 * interval
+    return interval < after[0] <= before[-1] + interval
+
+
+def continued(curves: Sequence[Curve], offsets: Sequence[int] | None = None) -> Curve:
+    """The curves of sessions on one axis: each counts until the next begins. Offsets are added to their steps."""
+    points: dict[int, float] = {}
+    for curve, offset in zip(curves, offsets or [0] * len(curves), strict=True):
+        if curve.steps:
+            first = curve.steps[0] + offset
+            points = {step: value for step, value in points.items() if step < first}
+            points.update(zip((step + offset for step in curve.steps), curve.values, strict=True))
+    return Curve.of(points.items())
 
 
 def resumed(step: int) -> Finding:

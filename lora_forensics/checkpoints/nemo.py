@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from lora_forensics.checkpoints.adapter_folder import entries, open_adapter, recorded_base
+from lora_forensics.checkpoints.adapter_folder import drop_links, entries, open_adapter, recorded_base
 from lora_forensics.checkpoints.assembly import Told, assemble
 from lora_forensics.checkpoints.history import Curve
 from lora_forensics.checkpoints.interface import Folder, Trap
@@ -51,11 +51,15 @@ class NeMo:
         for name, match in sorted(named.items(), key=lambda item: (bool(item[1][2]), int(item[1][1]))):
             path = folder.folders[name] / "hf_adapter"
             entry = open_adapter(path, entries(path)[0], f"{name}/hf_adapter", int(match[1]))
+            if entry is None and (folder.folders[name] / "weights" / "adapter_metadata.json").is_file():
+                entry = Skipped(
+                    folder.folders[name], "an adapter in Megatron's distributed format: export it to hf_adapter"
+                )
             if entry is None:
                 continue
             del folder.folders[name]
             if name + _UNFINISHED in folder.files:
-                entry = Skipped(path.parent, "a save that was not finished")
+                entry = Skipped(path, "a save that was not finished")
             if isinstance(entry, Checkpoint):
                 runs.setdefault(name.partition("--")[0], []).append(entry)
             else:
@@ -99,8 +103,7 @@ class Automodel:
         if not found:
             yield from skipped
             return
-        for name in [n for n, path in folder.folders.items() if path.is_symlink()]:
-            del folder.folders[name]
+        drop_links(folder)
         trained, findings = _lines(folder.path / "training.jsonl")
         evaluated, more = _lines(folder.path / "validation.jsonl")
         later = [e for e in trained if as_count(e.get("epoch"))]

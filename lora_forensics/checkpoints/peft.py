@@ -16,6 +16,7 @@ from typing import Any
 from lora_forensics.checkpoints.adapter_folder import (
     CONFIG,
     WEIGHTS,
+    drop_links,
     entries,
     open_adapter,
     recorded_base,
@@ -92,7 +93,7 @@ class PeftTrainer:
         if not saves:
             yield from skipped
             return
-        _drop_links(folder)
+        drop_links(folder)
         trainings, lost = _trainings(saves)
         skipped += lost
         findings = [_RERUN] if len(trainings) > 1 else []
@@ -213,14 +214,6 @@ def _final(folder: Folder, adapters: set[str], skipped: list[Skipped], trained: 
         del folder.folders[adapter]
     skipped += [p for p in problems if not (trained and p.path == folder.path)]
     return save if save.adapters else None
-
-
-def _drop_links(folder: Folder) -> None:
-    """Take out links to what has been taken, such as ms-swift's `last` and `best`."""
-    for name in [
-        n for n, path in folder.folders.items() if path.is_symlink() and path.resolve().parent == folder.path.resolve()
-    ]:
-        del folder.folders[name]
 
 
 def _trainings(saves: list[Save]) -> tuple[list[list[Save]], list[Skipped]]:

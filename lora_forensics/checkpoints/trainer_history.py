@@ -16,8 +16,8 @@ from lora_forensics.values import as_count, as_number, parse_object
 STATE = "trainer_state.json"
 _EVALUATION = re.compile(r"eval_(?:.+_)?loss")
 _FLAT = re.compile(r'\{[^{}]*"step":[^{}]*\}')
-_TAIL = 4096
-"""Bytes at the end of a trainer_state.json that hold its last entries."""
+_TAIL, _LAST = 4096, 4
+"""Bytes at the end of a trainer_state.json, and how many of the entries in them are looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def last_entries(state: Path) -> list[Entry]:
             text = file.read().decode("utf-8", "replace")
     except OSError:
         return []
-    return [entry for found in _FLAT.finditer(text) if (entry := parse_object(found.group())) is not None]
+    return [entry for found in _FLAT.findall(text)[-_LAST:] if (entry := parse_object(found)) is not None]
 
 
 def marks(entries: Iterable[Entry]) -> dict[tuple[int, str], float]:

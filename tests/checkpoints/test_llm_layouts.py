@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from factories import library, mlx_run, peft_adapter, tensorboard_log, trainer_state
 
-from lora_forensics.checkpoints.mlx_lm import MlxLm
 from lora_forensics.discovery import discover_runs
 from lora_forensics.records import Run, Skipped
 
@@ -291,6 +290,17 @@ def test_nemo_keeps_adapters_in_hugging_face_form(tmp_path: Path) -> None:
     assert "not finished" in skipped[0].reason
 
 
+def test_distributed_checkpoints_of_nemo_are_told(tmp_path: Path) -> None:
+    """TRAP: Megatron's format is not read, and said to be there."""
+    weights = tmp_path / "m--val_loss=1.00-step=10-consumed_samples=80" / "weights"
+    weights.mkdir(parents=True)
+    (weights / "adapter_metadata.json").write_text("{}")
+    (weights / "__0_0.distcp").touch()
+    runs, skipped = search(tmp_path)
+    assert not runs
+    assert "Megatron" in skipped[0].reason
+
+
 def test_the_loss_in_a_name_of_nemo_is_not_held_out(tmp_path: Path) -> None:
     """TRAP: rounded to two decimals, and perhaps of an earlier evaluation."""
     for step in (10, 20):
@@ -434,8 +444,3 @@ def test_an_unknown_log_does_not_stop_tensorboard(tmp_path: Path) -> None:
     (hf_run(tmp_path, [10, 20], states=False) / "trainer_log.jsonl").touch()
     tensorboard_log(tmp_path / "runs" / "a", {"train/loss": {10: 1.0}})
     assert only(tmp_path).checkpoints[0].train_loss == 1.0
-
-
-def test_the_documentation_of_mlx_names_the_scale() -> None:
-    """`formats` says what misleads."""
-    assert any("transposed" in trap.text and trap.verified for trap in MlxLm.traps)

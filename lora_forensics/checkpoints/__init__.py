@@ -25,8 +25,8 @@ _ORDER: tuple[Trainer, ...] = (
     Diffusers(),
     AiToolkit(),
     DiffSynth(),
-    PeftTrainer(),
     Musubi(),
+    PeftTrainer(),
     Kohya(),
 )
 

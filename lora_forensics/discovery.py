@@ -66,7 +66,7 @@ def nothing_found(paths: Iterable[Path], skipped: Sequence[Skipped]) -> UsageErr
     reasons = "; ".join(f"{entry.path}: {entry.reason}" for entry in skipped[:3])
     more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
     found = f"; left out: {reasons}{more}" if skipped else ""
-    hint = "a run is a folder with checkpoint-<step>/ folders (PEFT) or numbered .safetensors files (kohya)"
+    hint = "a run is a folder with checkpoint-<step>/ folders (PEFT) or numbered .safetensors files (kohya); `formats` lists all"
     return UsageError(f"no run found in {where}{found}", hint)
 
 

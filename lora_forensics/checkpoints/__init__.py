@@ -36,8 +36,8 @@ _ORDER: tuple[Trainer, ...] = (
     MlxLm(),
     LlamaFactory(),
     Swift(),
-    PeftTrainer(),
     Musubi(),
+    PeftTrainer(),
     Kohya(),
 )
 

@@ -66,7 +66,7 @@ _Group = list[_File]
 class _Logs:
     """Where the TensorBoard logs of a folder's runs lie."""
 
-    folders: Sequence[Path]
+    folders: Mapping[Path, float | None]
     alone: bool
     """One run has its files there."""
 
@@ -110,7 +110,7 @@ class Kohya:
         for name in [n for n in folder.folders if groups and _STATE.fullmatch(n)]:
             yield Skipped(folder.folders.pop(name), "training state", expected=True)
         runs = _joined(groups)
-        logs = log_folders(folder.path) if runs else []
+        logs = log_folders(folder.path) if runs else {}
         for run in runs:
             yield self._run(folder, run, tuple(damaged.pop(run[0][0].stem, ())), _Logs(logs, alone=len(runs) == 1))
 

@@ -7,7 +7,7 @@ the checkpoints says. A log belongs to a session by the time at which it was beg
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,22 +51,22 @@ class KohyaLog:
     findings: tuple[Finding, ...] = ()
 
 
-def find_log(found: Sequence[Path], session: Session, per_epoch: float | None, offset: int) -> KohyaLog:
+def find_log(found: Mapping[Path, float | None], session: Session, per_epoch: float | None, offset: int) -> KohyaLog:
     """The log of a session; empty if none, or more than one, can be its log.
 
     Args:
-        found: folders with logs, by `log_folders`.
+        found: folders with logs and when they were begun, by `log_folders`.
         session: whose log is looked for.
         per_epoch: steps per epoch, for what is logged over epochs.
         offset: steps of the run before this session.
     """
-    fitting = [path for path in found if _fits(path, session)]
+    fitting = [path for path, begun in found.items() if _fits(begun, session)]
     if len(fitting) > 1:
         message = f"{len(fitting)} TensorBoard logs can be this run's, first {fitting[0]}; none is read"
         return KohyaLog(findings=(unreadable("learning rates and losses", message),))
     if not fitting and not (session.alone and len(found) == 1):
         return KohyaLog()
-    log = tensorboard_scalars((fitting or found)[0])
+    log = tensorboard_scalars((fitting or list(found))[0])
     covered = max((curve.steps[-1] for curve in log.curves.values()), default=0)
     if not fitting and covered < session.last:
         return KohyaLog()
@@ -79,8 +79,7 @@ def find_log(found: Sequence[Path], session: Session, per_epoch: float | None, o
     )
 
 
-def _fits(path: Path, session: Session) -> bool:
-    begun = min((time for file in event_files(path) if (time := started(file)) is not None), default=None)
+def _fits(begun: float | None, session: Session) -> bool:
     if begun is None or session.started is None or session.saved is None:
         return False
     return session.started - 1 <= begun <= session.saved + 1
@@ -106,17 +105,23 @@ def _held_out(log: Log, per_epoch: float | None, offset: int) -> Curve:
     return Curve.of((round(epoch * per_epoch) - offset, value) for epoch, value in pairs)
 
 
-def log_folders(folder: Path) -> list[Path]:
-    """Folders with event files, at most two levels below what can be the logging_dir of runs in `folder`."""
-    found: dict[Path, None] = {}
+def log_folders(folder: Path) -> dict[Path, float | None]:
+    """Folders with event files, at most two levels below what can be the logging_dir of runs in `folder`.
+
+    The value is when the log was begun, in seconds since 1970.
+    """
+    found: dict[Path, float | None] = {}
     left = _MOST
     for root in dict.fromkeys(_logging_dirs(folder)):
         level = [root]
         for _ in range(3):
-            found.update(dict.fromkeys(path for path in level if event_files(path)))
+            for path in level:
+                if files := event_files(path):
+                    times = [time for file in files if (time := started(file)) is not None]
+                    found[path] = min(times, default=None)
             level = [sub for path in level for sub in _folders(path)][:left]
             left -= len(level)
-    return list(found)
+    return found
 
 
 def _logging_dirs(folder: Path) -> Iterator[Path]:

@@ -112,7 +112,7 @@ class PeftTrainer:
             if newest:
                 break
             if (save.folder / STATE).is_file():
-                damaged = [unreadable(str(save.folder / STATE), "is no JSON object; an earlier one is read")]
+                damaged = [unreadable(str(save.folder / STATE), "is no JSON object; another one is read")]
         own = next((read_object(save.folder / STATE) for save in training if not save.name), None) or {}
         best = max(newest, own, key=_progress)
         history = History.of(best)
@@ -210,7 +210,7 @@ def _final(folder: Folder, adapters: set[str], skipped: list[Skipped], trained: 
     for name in [n for n in folder.files if n in (*WEIGHTS, CONFIG) or _COMPANIONS.match(n)]:
         if save.adapters or problems:
             del folder.files[name]
-    for adapter in adapters & set(folder.folders):
+    for adapter in adapters & set(folder.folders) & set(save.adapters):
         del folder.folders[adapter]
     skipped += [p for p in problems if not (trained and p.path == folder.path)]
     return save if save.adapters else None

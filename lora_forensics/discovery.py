@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lora_forensics.adapters import looks_like_adapter
-from lora_forensics.checkpoints import TRAINERS, Folder
+from lora_forensics.checkpoints import TRAINERS, Folder, Trainer
 from lora_forensics.errors import CheckpointError, UsageError
 from lora_forensics.records import Run, Skipped
 from lora_forensics.tensors import SAFETENSORS, TENSOR_FILES
@@ -39,15 +39,20 @@ def discover_runs(
         raise UsageError(f"no trainer is called {trainer!r}", f"choose from {', '.join(TRAINERS)}")
     trainers = [TRAINERS[trainer]] if trainer else list(TRAINERS.values())
     names: set[str] = set()
-    for found in _walk(root, trainers, {Path(os.path.realpath(p)) for p in exclude}):
-        if isinstance(found, Run) and not _writable(found):
+    skipped: list[Skipped] = []
+    taken: set[str] = set()
+    for found in _walk(root, trainers, {Path(os.path.realpath(p)) for p in exclude}, trainer is not None):
+        if isinstance(found, Skipped):
+            skipped.append(found)
+        elif not _writable(found):
             yield Skipped(found.path, "its files' names are not UTF-8 and fit no table: rename them")
-        elif isinstance(found, Run):
+        else:
+            taken.update(os.path.realpath(checkpoint.path) for checkpoint in (*found.checkpoints, *found.unplaced))
             name = _unique(_name(found, root), names)
             names.add(name.lower())  # file systems that ignore case
             yield replace(found, name=name)
-        else:
-            yield found
+    # a run may claim a file of another folder, which was read before the run was found
+    yield from (entry for entry in skipped if os.path.realpath(entry.path) not in taken)
 
 
 def _writable(run: Run) -> bool:
@@ -61,11 +66,11 @@ def nothing_found(paths: Iterable[Path], skipped: Sequence[Skipped]) -> UsageErr
     reasons = "; ".join(f"{entry.path}: {entry.reason}" for entry in skipped[:3])
     more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
     found = f"; left out: {reasons}{more}" if skipped else ""
-    hint = "a run is a folder with checkpoint-<step>/ folders (PEFT) or numbered .safetensors files (kohya)"
+    hint = "a run is a folder with checkpoint-<step>/ folders (PEFT) or numbered .safetensors files (kohya); `formats` lists all"
     return UsageError(f"no run found in {where}{found}", hint)
 
 
-def _walk(root: Path, trainers: list, excluded: set[Path]) -> Iterator[Run | Skipped]:  # type: ignore[type-arg]
+def _walk(root: Path, trainers: Sequence[Trainer], excluded: set[Path], insisted: bool) -> Iterator[Run | Skipped]:
     seen: set[Path] = set()
     pending = [root]
     while pending:
@@ -76,6 +81,7 @@ def _walk(root: Path, trainers: list, excluded: set[Path]) -> Iterator[Run | Ski
         seen.add(real)
         try:
             folder = Folder.read(path)
+            folder.insisted = insisted
         except OSError as error:
             yield Skipped(path, f"folder cannot be read: {error.strerror or error}")
             continue

@@ -14,6 +14,9 @@ from lora_forensics.records import SCHEMA, Checkpoint, Run, Skipped, describe_ad
 from lora_forensics.reports.text import count, number, plain
 from lora_forensics.tensors import PICKLES, open_tensors
 
+_LABEL = 15
+"""Cells of a label and the space behind it."""
+
 
 def listing_json(found: Sequence[Run | Skipped]) -> str:
     """All runs with all checkpoints, and all that is skipped."""
@@ -62,6 +65,8 @@ def _run(run: Run) -> dict[str, Any]:
         "checkpoints": [_checkpoint(checkpoint) for checkpoint in run.checkpoints],
         "unplaced": [_checkpoint(checkpoint) for checkpoint in run.unplaced],
         "findings": [asdict(finding) for finding in run.findings],
+        "skipped": [entry.to_dict() for entry in run.skipped],
+        "save_more_often": run.save_more_often,
     }
 
 
@@ -79,25 +84,49 @@ def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _block(run: Run) -> list[str]:
-    """A run in a few lines: what, how many, rates and losses, base, findings."""
+    """A run in a few lines: what, which files, rates and losses, base, what has no place, findings."""
     adapter, modules = _adapter(run)
-    what = f"{run.trainer}, {adapter} on {modules} modules" if adapter else run.trainer
-    lines = [plain(run.name), f"  trainer      {what}", f"  checkpoints  {_extent(run)}"]
-    rates = [c.learning_rate for c in run.checkpoints if c.learning_rate is not None]
-    if rates:
-        low, high = number(min(rates), 3), number(max(rates), 3)
-        lines.append(f"  learning rate  {low}" if low == high else f"  learning rate  {low} to {high}")
-    held_out = sum(c.held_out_loss is not None for c in run.checkpoints)
-    if held_out:
-        lines.append(f"  held-out loss  logged at {count(held_out, 'checkpoint')}")
     data = [f"{run.steps_per_epoch:g} steps an epoch"] if run.steps_per_epoch and run.step_unit == "step" else []
     data += [f"{run.train_samples} samples"] if run.train_samples else []
     data += [f"batch size {run.batch_size}"] if run.batch_size else []
-    if data:
-        lines.append(f"  data         {', '.join(data)}")
-    lines.append(f"  base model   {plain(run.base.name) if run.base.name else 'not recorded: give it with --base'}")
-    lines.extend(f"  {finding.severity}: {plain(finding.message)}" for finding in run.findings)
-    return lines
+    rows = (
+        ("trainer", f"{run.trainer}, {adapter} on {modules} modules" if adapter else run.trainer),
+        ("checkpoints", _extent(run)),
+        ("files", _files(run)),
+        ("learning rate", _range([c.learning_rate for c in run.checkpoints]) or "unknown"),
+        ("train loss", _course([c.train_loss for c in run.checkpoints])),
+        ("held-out loss", _held_out(run)),
+        ("data", ", ".join(data)),
+        ("base model", plain(run.base.name) if run.base.name else "not recorded: give it with --base"),
+        ("not placed", ", ".join(plain(c.name) for c in run.unplaced)),
+    )
+    lines = [plain(run.name), *(f"  {label:<{_LABEL}}{text}" for label, text in rows if text)]
+    return [*lines, *(f"  {finding.severity}: {plain(finding.message)}" for finding in run.findings)]
+
+
+def _files(run: Run) -> str:
+    names = [plain(checkpoint.name) for checkpoint in run.checkpoints]
+    return " to ".join(dict.fromkeys((names[0], names[-1]))) if names else ""
+
+
+def _range(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    ends = [number(value, 3) for value in (min(known), max(known))] if known else []
+    missing = f", unknown at {len(values) - len(known)}" if 0 < len(known) < len(values) else ""
+    return " to ".join(dict.fromkeys(ends)) + missing
+
+
+def _course(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{number(known[0], 3)} at the first, {number(known[-1], 3)} at the last" if known else ""
+
+
+def _held_out(run: Run) -> str:
+    known = [c for c in run.checkpoints if c.held_out_loss is not None]
+    if not known:
+        return ""
+    best = min(known, key=lambda c: c.held_out_loss or 0.0)
+    return f"logged at {count(len(known), 'checkpoint')}, lowest {number(best.held_out_loss, 3)} at step {best.step}"
 
 
 def _extent(run: Run) -> str:

@@ -91,6 +91,8 @@ class Checkpoint:
     held_out_loss: float | None = None
     config: Path | None = None
     """adapter_config.json beside it."""
+    scale: float | None = None
+    """Multiplier on B @ A that its trainer always uses and does not write down; the file's own counts before it."""
     size: int = 0
     """Bytes of the file."""
     modified: float = 0.0

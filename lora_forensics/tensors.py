@@ -9,6 +9,8 @@ import hashlib
 import json
 import os
 import re
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,6 +29,8 @@ TENSOR_FILES = (SAFETENSORS, *PICKLES)
 _METADATA = re.compile(r'\s*\{\s*"__metadata__"\s*:\s*')
 _MAX_HEADER = 100_000_000
 """The limit that the safetensors format sets itself."""
+_STRUCTURE = 1 << 24
+"""Bytes of a pickle in which names are looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,14 +296,36 @@ def open_tensors(path: Path) -> Tensors:
     raise CheckpointError(f"{path}: not a tensor file ({', '.join(TENSOR_FILES)})")
 
 
-def same_content(first: Path, second: Path) -> bool:
-    """Whether two safetensors files hold equal tensors; metadata may differ.
+def pickle_mentions(path: Path, words: Sequence[str]) -> bool:
+    """Whether the structure of a torch pickle spells any of these words; nothing of it is unpickled.
 
-    Sixteen spread blocks are compared first, so that files that differ cost almost nothing.
+    Raises:
+        CheckpointError: the file is damaged or cannot be read.
     """
     try:
+        if not _is_zip(path):
+            with path.open("rb") as file:
+                structure = file.read(_STRUCTURE)
+        else:
+            with zipfile.ZipFile(path) as archive:
+                name = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
+                structure = archive.open(name).read(_STRUCTURE) if name else b""
+    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, zlib.error, EOFError) as error:
+        raise CheckpointError(f"{path}: empty, truncated, or no torch pickle ({error})", "save it again") from error
+    return any(word.encode() in structure for word in words)
+
+
+def same_content(first: Path, second: Path) -> bool:
+    """Whether two files of one format hold equal tensors in one order; metadata and names may differ.
+
+    Names may, since some trainers spell the last file of a run in another way. Of safetensors files sixteen spread
+    blocks are compared first, so that files that differ cost almost nothing; of pickles the sums in their archives.
+    """
+    try:
+        if first.suffix in PICKLES and second.suffix in PICKLES:
+            return _sums(first) == _sums(second)
         one, two = read_header(first), read_header(second)
-        if one.layout != two.layout:
+        if one.layout != two.layout and list(one.infos.values()) != list(two.infos.values()):
             return False
         length = one.size - one.data_start
         with first.open("rb") as a, second.open("rb") as b:
@@ -308,9 +334,16 @@ def same_content(first: Path, second: Path) -> bool:
                 b.seek(two.data_start + start)
                 if a.read(min(count, length - start)) != b.read(min(count, length - start)):
                     return False
-    except (CheckpointError, OSError):
+    except (CheckpointError, OSError, zipfile.BadZipFile):
         return False
     return True
+
+
+def _sums(path: Path) -> list[tuple[str, int, int]]:
+    """Name, sum and size of the structure and of every tensor of a torch pickle."""
+    with zipfile.ZipFile(path) as archive:
+        entries = [(entry.filename.partition("/")[2], entry.CRC, entry.file_size) for entry in archive.infolist()]
+    return sorted(entry for entry in entries if entry[0] == "data.pkl" or entry[0].startswith("data/"))
 
 
 def _spread(length: int, blocks: int = 16, block: int = 4096) -> Sequence[tuple[int, int]]:

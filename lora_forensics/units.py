@@ -194,7 +194,8 @@ def _load(unit: Unit, index: int, result: UnitResult) -> _Loaded | None:
         config = settings.of(name)
         kind = KINDS[module.kind]
         values = {role: t.item() for role, t in tensors[name].items() if role in kind.scalars and t.numel() == 1}
-        scales[name] = kind.scale(values, config, name, module.layout.rank)
+        told = kind.scale(values, config, name, module.layout.rank)
+        scales[name] = checkpoint.scale if told is None else told
         if config.initialisation and not kind.corrected:
             notices.initialisations[config.initialisation] = None
         if scales[name] is None and kind.scaled:

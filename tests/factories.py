@@ -256,3 +256,91 @@ def touch_later(path: Path, seconds: float = 5) -> None:
     """Move a file's modification time."""
     stat = path.stat()
     os.utime(path, (stat.st_atime + seconds, stat.st_mtime + seconds))
+
+
+def tensorboard_log(
+    folder: Path, scalars: Mapping[str, Mapping[int, float]], stamp: int | None = None
+) -> Sequence[Path]:
+    """An event file by torch's SummaryWriter, as accelerate's tracker writes them; `stamp` is when it was begun."""
+    library("tensorboard")
+    before = set(folder.glob("events*"))
+    writer = library("torch.utils.tensorboard").SummaryWriter(folder)
+    for tag, values in scalars.items():
+        for step, value in values.items():
+            writer.add_scalar(tag, value, step)
+    writer.close()
+    (written,) = set(folder.glob("events*")) - before
+    if stamp is not None:
+        name = written.name.split(".")
+        written = written.rename(folder / ".".join([*name[:3], str(stamp), *name[4:]]))
+    return [written]
+
+
+def tiny_tokenizer(words: int = 60) -> Any:
+    """A real fast tokenizer of a few words."""
+    tokenizers, transformers = library("tokenizers"), library("transformers")
+    vocabulary = {"<unk>": 0, "<pad>": 1, "<eos>": 2} | {f"w{n}": n + 3 for n in range(words)}
+    raw = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))  # noqa: S106 (no password)
+    raw.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    special = {"unk_token": "<unk>", "pad_token": "<pad>", "eos_token": "<eos>"}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=raw, **special)
+
+
+def trained_run(output: Path, adapters: Sequence[str] = ("default",), resume: bool = False, **settings: Any) -> Any:
+    """The Hugging Face Trainer itself on a tiny model for a few steps; gives the trainer."""
+    peft, transformers = library("peft"), library("transformers")
+    library("accelerate")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft and transformers warn about each other
+        config = peft.LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj"])
+        model = peft.get_peft_model(tiny_llama(), config, adapter_name=adapters[0])
+        for name in adapters[1:]:
+            model.add_adapter(name, config)
+        data = [{"input_ids": [n % 60, 3, 4], "labels": [n % 60, 3, 4], "attention_mask": [1, 1, 1]} for n in range(20)]
+        arguments = transformers.TrainingArguments(
+            **{
+                "output_dir": str(output), "max_steps": -1, "num_train_epochs": 2, "save_strategy": "steps",
+                "save_steps": 2, "logging_steps": 1, "per_device_train_batch_size": 2, "learning_rate": 1e-2,
+                "report_to": "none", "use_cpu": True, "disable_tqdm": True, "seed": 0, **settings,
+            }
+        )  # fmt: skip
+        trainer = transformers.Trainer(model, arguments, train_dataset=data, eval_dataset=data[:4])
+        trainer.train(resume_from_checkpoint=resume or None)
+    return trainer
+
+
+def mlx_run(folder: Path, iterations: Sequence[int], **settings: Any) -> Path:
+    """mlx-lm's files (tuner/trainer.py and lora.py at d78bf58): numbered adapters, their unnumbered copy, arguments."""
+    folder.mkdir(parents=True, exist_ok=True)
+    known: dict[str, Any] = {
+        "model": "mlx-community/tiny", "fine_tune_type": "lora", "optimizer": "adam", "batch_size": 4,
+        "iters": iterations[-1], "learning_rate": 1e-5, "lr_schedule": None, "save_every": iterations[0],
+        "grad_accumulation_steps": 1, "resume_adapter_file": None, "num_layers": 16,
+        "lora_parameters": {"rank": 2, "dropout": 0.0, "scale": 20.0},
+    }  # fmt: skip
+    for number in iterations:
+        generator = torch.Generator().manual_seed(number)
+        tensors = {
+            "model.layers.0.self_attn.q_proj.lora_a": torch.randn(8, 2, generator=generator),
+            "model.layers.0.self_attn.q_proj.lora_b": torch.randn(2, 6, generator=generator),
+        }
+        save_file(tensors, folder / f"{number:07d}_adapters.safetensors")
+        save_file(tensors, folder / "adapters.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({**known, **settings}, indent=4, sort_keys=True))
+    return folder
+
+
+def peft_adapter(folder: Path, seed: int, config: bool = True) -> Path:
+    """adapter_model.safetensors and adapter_config.json with factors that depend on the seed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator().manual_seed(seed)
+    name = "base_model.model.model.layers.0.self_attn.q_proj"
+    tensors = {
+        f"{name}.lora_A.weight": torch.randn(2, 8, generator=generator),
+        f"{name}.lora_B.weight": torch.randn(6, 2, generator=generator),
+    }
+    save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+    if config:
+        settings = {"base_model_name_or_path": "org/model", "peft_type": "LORA", "r": 2, "lora_alpha": 4}
+        (folder / "adapter_config.json").write_text(json.dumps(settings))
+    return folder

@@ -32,6 +32,16 @@ class Curve:
         steps = tuple(sorted(known))
         return cls(steps, tuple(known[step] for step in steps))
 
+    def moved(self, by: int = 0, per: int = 1) -> Curve:
+        """The same values at (step + by) // per: of a log that counts from 0, or that counts micro-batches."""
+        return Curve.of(((step + by) // per, value) for step, value in zip(self.steps, self.values, strict=True))
+
+    def times(self, factor: float | Curve) -> Curve:
+        """Each value multiplied by a number, or by the value that another curve has there."""
+        other = (factor.between(step) if isinstance(factor, Curve) else factor for step in self.steps)
+        pairs = zip(self.steps, self.values, other, strict=True)
+        return Curve.of((step, value * share) for step, value, share in pairs if share is not None)
+
     def at(self, step: int) -> float | None:
         """The value logged at exactly this step."""
         index = bisect_right(self.steps, step) - 1

@@ -13,7 +13,7 @@ from typing import Protocol
 from lora_forensics.checkpoints.history import Curve
 from lora_forensics.errors import CheckpointError
 from lora_forensics.records import Checkpoint, Finding, Run, Skipped
-from lora_forensics.tensors import Header, file_fingerprint, read_header, same_content
+from lora_forensics.tensors import SAFETENSORS, Header, file_fingerprint, read_header, same_content
 
 
 @dataclass(slots=True)
@@ -25,6 +25,8 @@ class Folder:
     """File names not yet taken."""
     folders: dict[str, Path] = field(default_factory=dict)
     """Sub-folder names not yet taken; the rest is searched next."""
+    insisted: bool = False
+    """One trainer was asked for by name: it takes what fits its layout without the marks that tell it from others."""
     _headers: dict[str, Header | CheckpointError] = field(default_factory=dict)
 
     @classmethod
@@ -100,14 +102,24 @@ def stat_checkpoint(path: Path, name: str, step: int | None, config: Path | None
     Raises:
         CheckpointError: the file is damaged.
     """
-    fingerprint = file_fingerprint(path)
-    stat = path.stat()
-    if config is not None:
-        with contextlib.suppress(OSError):  # measuring says what is wrong with it
-            fingerprint = hashlib.sha256(fingerprint.encode() + config.read_bytes()).hexdigest()[:16]
-    return Checkpoint(
-        path, name, step, config=config, size=stat.st_size, modified=stat.st_mtime, fingerprint=fingerprint
-    )
+    if path.suffix == SAFETENSORS:
+        header = read_header(path)
+        if header.size == header.data_start:
+            raise CheckpointError(f"{path}: {_EMPTY}")
+        found = from_header(path, name, step, header)
+    else:
+        fingerprint = file_fingerprint(path)
+        stat = path.stat()
+        found = Checkpoint(path, name, step, size=stat.st_size, modified=stat.st_mtime, fingerprint=fingerprint)
+    if config is None:
+        return found
+    fingerprint = found.fingerprint
+    with contextlib.suppress(OSError):  # measuring says what is wrong with it
+        fingerprint = hashlib.sha256(fingerprint.encode() + config.read_bytes()).hexdigest()[:16]
+    return replace(found, config=config, fingerprint=fingerprint)
+
+
+_EMPTY = "its tensors are empty: saved under DeepSpeed ZeRO-3 without gathering the weights, or without an adapter"
 
 
 def from_header(path: Path, name: str, step: int | None, header: Header) -> Checkpoint:
@@ -163,7 +175,7 @@ def _left_out(checkpoint: Checkpoint, by_step: dict[int, Checkpoint]) -> Finding
             "step-unknown",
             "warning",
             f"{checkpoint.name}: its training step cannot be known; it is left out of the series",
-            "keep what tells it: trainer_state.json beside it (PEFT), or the metadata (kohya)",
+            "keep what tells it: the trainer's state or log beside it, or the file's metadata",
         )
     other = by_step[checkpoint.step].name
     return Finding(

@@ -1,7 +1,6 @@
 """kohya sd-scripts: `name-000001.safetensors` (epoch), `name-step00000020.safetensors`, `name.safetensors` (last).
 
-Step and session stand in the header's `ss_*` metadata. Traps: step files store the epochs finished so far, epoch files
-count from 1; `--no_metadata` leaves only the file's name; one folder often holds several runs.
+Step and session stand in the header's `ss_*` metadata; `.ckpt` and `.pt` have none. Facts from sd-scripts 48d368f.
 """
 
 from __future__ import annotations
@@ -9,23 +8,30 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
+from lora_forensics.checkpoints.assembly import Told, as_epochs, assemble
 from lora_forensics.checkpoints.history import Curve, schedule
-from lora_forensics.checkpoints.interface import Folder, Trap, from_header, place, with_rates
+from lora_forensics.checkpoints.interface import Folder, Trap, from_header, stat_checkpoint
+from lora_forensics.checkpoints.kohya_logs import Session, find_log, log_folders
+from lora_forensics.checkpoints.sessions import continued, goes_on, resumed, superseded
 from lora_forensics.errors import CheckpointError
 from lora_forensics.records import BaseReference, Checkpoint, Finding, Run, Skipped
-from lora_forensics.tensors import SAFETENSORS, Header
+from lora_forensics.tensors import SAFETENSORS, Header, pickle_mentions
 from lora_forensics.values import as_count, as_number
 
+_PICKLES = (".ckpt", ".pt")
 _STEP = re.compile(r"(?P<stem>.*?)(?:-|^at-)step(?P<step>\d{8,15})")
 _EPOCH = re.compile(r"(?P<stem>.*?)(?:-|^epoch-)(?P<epoch>\d{6,15})")
 _PREFIXES = ("lora_unet_", "lora_te", "lora_transformer_", "lycoris_", "oft_unet_")
 _STATE = re.compile(r".*-state")
 _ADAPTIVE = re.compile(r"prodigy|dadapt|adafactor|schedulefree", re.IGNORECASE)
 """Optimizers whose real rate is not the one that was asked for."""
+_LASTING = ("ss_network_module", "ss_network_dim", "ss_network_alpha", "ss_sd_model_name", "ss_new_sd_model_hash")
+"""What a resumed session has in common with the one before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +39,8 @@ class _File:
     """One file and what its name and header tell."""
 
     path: Path
-    header: Header
+    header: Header | None
+    """None of a pickle."""
     stem: str
     kind: str
     """step, epoch or last."""
@@ -43,7 +50,25 @@ class _File:
 
     @property
     def meta(self) -> Mapping[str, str]:
-        return self.header.metadata
+        return self.header.metadata if self.header else {}
+
+    def checkpoint(self, step: int | None) -> Checkpoint:
+        name = self.path.name
+        return (
+            from_header(self.path, name, step, self.header) if self.header else stat_checkpoint(self.path, name, step)
+        )
+
+
+_Group = list[_File]
+
+
+@dataclass(frozen=True, slots=True)
+class _Logs:
+    """Where the TensorBoard logs of a folder's runs lie."""
+
+    folders: Mapping[Path, float | None]
+    alone: bool
+    """One run has its files there."""
 
 
 class Kohya:
@@ -52,64 +77,111 @@ class Kohya:
     name = "kohya"
     about = "kohya sd-scripts, and what writes its key names with numbered files"
     recognised = (
-        "name-000001.safetensors (epoch), name-step00000020.safetensors, name.safetensors (last),"
+        "name-000001.safetensors (epoch), name-step00000020.safetensors, name.safetensors (last), or .ckpt and .pt,"
         " with keys that start with lora_unet_, lora_te, lora_transformer_, lycoris_ or oft_unet_"
     )
     traps: tuple[Trap, ...] = (
         Trap("ss_epoch counts finished epochs in step files and from 1 in epoch files: epochs follow from the step"),
         Trap("--no_metadata leaves the file's name alone: epoch files without metadata are counted in epochs"),
         Trap("a rerun under one name writes into the same folder: runs are told apart by ss_session_id"),
+        Trap("a resumed training has a new session and counts steps from its epoch's start: joined, steps moved on"),
         Trap("the last file has no number, and mostly equals a numbered one: equal tensors count once"),
         Trap("an output name that ends in digits, such as a date, is no epoch"),
-        Trap("optimizers that set their own rate (Prodigy, D-Adaptation, ...) do not have the recorded one"),
+        Trap(
+            "optimizers that set their own rate (Prodigy, D-Adaptation, ...) do not have the recorded one: d*lr counts"
+        ),
+        Trap("losses of whole epochs are logged over epochs, not steps: moved to the epochs' last steps"),
         Trap("a missing alpha means a scale of 1; an alpha of 0 means the rank"),
         Trap("<name>-state folders are training states, not checkpoints"),
+        Trap("16-bit saves (--save_precision) round small changes away: said with the checkpoints concerned"),
     )
     save_more_often = (
         "set --save_every_n_steps (or --save_every_n_epochs 1), and leave out --save_last_n_steps/_epochs, which delete"
     )
+    samples = "ss_num_train_images"
+    """Key of the number of training samples."""
+
+    suffixes: tuple[str, ...] = (SAFETENSORS, *_PICKLES)
 
     def find(self, folder: Folder) -> Iterator[Run | Skipped]:
-        """The runs in `folder`: one for each stem and session."""
-        files, damaged = _read(folder)
+        """The runs in `folder`: one for each stem and session; a session that was resumed joins the one before."""
+        files, damaged = self._read(folder)
         groups = _sessions(files)
         for name in [n for n in folder.folders if groups and _STATE.fullmatch(n)]:
             yield Skipped(folder.folders.pop(name), "training state", expected=True)
-        for group in groups:
-            lost = tuple(s for stem, s in damaged if stem == group[0].stem)
-            damaged = [(stem, s) for stem, s in damaged if stem != group[0].stem]
-            yield self._run(folder.path, group, lost)
-        yield from (skipped for _, skipped in damaged)
+        runs = _joined(groups)
+        logs = log_folders(folder.path) if runs else {}
+        for run in runs:
+            yield self._run(folder, run, tuple(damaged.pop(run[0][0].stem, ())), _Logs(logs, alone=len(runs) == 1))
 
-    def _run(self, folder: Path, files: list[_File], skipped: tuple[Skipped, ...]) -> Run:
-        last = max(files, key=lambda file: (_int(file.meta, "ss_steps") or 0, len(file.meta)))
+    def owns(self, header: Header) -> bool:
+        """Whether a file with kohya's names is this trainer's; OneTrainer writes its own mark into the header."""
+        return "ot_branch" not in header.metadata
+
+    def _run(self, folder: Folder, sessions: Sequence[_Group], skipped: tuple[Skipped, ...], logs: _Logs) -> Run:
+        per_epoch = _steps_per_epoch(sessions[0])
+        offsets = [0, *(_offset(group, per_epoch) for group in sessions[1:])]
+        files = [file for group in sessions for file in group]
+        last = max(sessions[-1], key=lambda file: (_int(file.meta, "ss_steps") or 0, len(file.meta)))
         by_epochs = all(file.step is None for file in files) and any(file.epoch for file in files)
-        # where an epoch ends on a step that was saved, two numbered files and the last one can be of one step
-        files = sorted(files, key=lambda file: ("step", "epoch", "last").index(file.kind))
-        found = [
-            from_header(file.path, file.path.name, file.epoch if by_epochs else file.step, file.header)
-            for file in files
-        ]
-        placed = place(found)
-        per_epoch = 1.0 if by_epochs else _steps_per_epoch(files)
-        named = {file.path: file.epoch for file in files}
-        rates = Curve() if by_epochs else _rates(last.meta)
-        dated = [replace(c, epoch=_epoch(c, per_epoch, named[c.path])) for c in placed.checkpoints]
-        return Run(
-            name=last.stem,
-            path=folder,
-            trainer=self.name,
-            checkpoints=with_rates(dated, rates),
-            unplaced=placed.unplaced,
-            step_unit="epoch" if by_epochs else "step",
+        found, findings = _checkpoints(sessions, offsets, by_epochs, per_epoch)
+        told = Told(
             steps_per_epoch=per_epoch,
-            train_samples=_int(last.meta, "ss_num_train_images"),
+            train_samples=_int(last.meta, self.samples),
             batch_size=_int(last.meta, "ss_total_batch_size") or _int(last.meta, "ss_batch_size_per_device"),
             base=_base(last.meta),
-            findings=(*placed.findings, *([_EPOCHS_ONLY] if by_epochs else [])),
-            skipped=skipped,
-            save_more_often=self.save_more_often,
+            findings=findings,
         )
+        if not by_epochs:
+            told = _logged(sessions, offsets, told, logs)
+            if not told.rates.steps:
+                told = replace(told, rates=_rates(last.meta))
+        run = assemble(self, folder.path, last.stem, found, told, skipped)
+        return as_epochs(run, _EPOCHS_ONLY) if by_epochs else run
+
+    def _read(self, folder: Folder) -> tuple[_Group, dict[str, list[Skipped]]]:
+        """The files of this trainer, taken out of a folder, and by stem the damaged ones that are named like them."""
+        files: _Group = []
+        damaged: list[tuple[str, Path, CheckpointError]] = []
+        names = [name for name in folder.files if name.endswith(self.suffixes)]
+        numbered = {stem for name in names if (stem := _parse_name(Path(name).stem)[0]) != Path(name).stem}
+        for name in names:
+            path = folder.files[name]
+            stem, kind, number = _parse_name(path.stem)
+            opened = self._open(folder, path)
+            header = opened if isinstance(opened, Header) else None
+            named = header.metadata.get("ss_output_name") if header else None
+            if path.stem in numbered or path.stem == named:  # a name that ends in digits, like -20240101, is no epoch
+                stem, kind, number = path.stem, "last", None
+            if isinstance(opened, CheckpointError):
+                damaged.append((stem, path, opened))
+            elif opened is not None:
+                known = _int(header.metadata, "ss_steps") if header else None
+                step = number if kind == "step" else None
+                epoch = number if kind == "epoch" else None
+                files.append(_File(path, header, stem, kind, step if known is None else known, epoch))
+        stems = {file.stem for file in files}
+        lost: dict[str, list[Skipped]] = {}
+        for stem, path, error in damaged:
+            if stem in stems:
+                lost.setdefault(stem, []).append(Skipped.because(path, error))
+                del folder.files[path.name]
+        for file in files:
+            del folder.files[file.path.name]
+        return files, lost
+
+    def _open(self, folder: Folder, path: Path) -> Header | CheckpointError | Literal["pickle"] | None:
+        """The header of a file that is this trainer's, or the error if it is damaged; None if it is not."""
+        if path.suffix in _PICKLES:
+            try:
+                return "pickle" if pickle_mentions(path, _PREFIXES) else None
+            except CheckpointError as error:
+                return error
+        header = folder.header(path.name)
+        if isinstance(header, CheckpointError):
+            return header
+        ours = any(key.startswith(_PREFIXES) for key in header.infos) and (folder.insisted or self.owns(header))
+        return header if ours else None
 
 
 _EPOCHS_ONLY = Finding(
@@ -118,34 +190,6 @@ _EPOCHS_ONLY = Finding(
     "the files hold no metadata: their steps are unknown, so all steps below count epochs",
     "train without --no_metadata",
 )
-
-
-def _read(folder: Folder) -> tuple[list[_File], list[tuple[str, Skipped]]]:
-    """Files of kohya in a folder, taken out of it, and damaged files that are named like them, with their stems."""
-    files, damaged = [], []
-    names = [name for name in folder.files if name.endswith(SAFETENSORS)]
-    numbered = {stem for name in names if (stem := _parse_name(Path(name).stem)[0]) != Path(name).stem}
-    for name in names:
-        header, path = folder.header(name), folder.files[name]
-        stem, kind, number = _parse_name(path.stem)
-        named = header.metadata.get("ss_output_name") if not isinstance(header, CheckpointError) else None
-        if (
-            path.stem in numbered or path.stem == named
-        ):  # an output name that ends in digits, like -20240101, is no epoch
-            stem, kind, number = path.stem, "last", None
-        if isinstance(header, CheckpointError):
-            if kind == "last" and path.stem not in numbered:
-                continue
-            damaged.append((stem, Skipped.because(path, header)))
-        elif any(key.startswith(_PREFIXES) for key in header.infos):
-            known = _int(header.metadata, "ss_steps")
-            step = number if kind == "step" else None
-            epoch = number if kind == "epoch" else None
-            files.append(_File(path, header, stem, kind, step if known is None else known, epoch))
-        else:
-            continue
-        del folder.files[name]
-    return files, damaged
 
 
 def _parse_name(name: str) -> tuple[str, str, int | None]:
@@ -172,6 +216,91 @@ def _sessions(files: list[_File]) -> list[list[_File]]:
     return groups
 
 
+def _joined(groups: Sequence[_Group]) -> list[list[_Group]]:
+    """Runs as their sessions: a later session of the stem that goes on where the one before ends joins it."""
+    runs: list[list[_Group]] = []
+    for group in groups:
+        before = runs[-1][-1] if runs else []
+        if before and before[0].stem == group[0].stem and _resumes(before, group):
+            runs[-1].append(group)
+        else:
+            runs.append([group])
+    return runs
+
+
+def _resumes(before: _Group, after: _Group) -> bool:
+    one, two = (max((file.meta for file in group), key=len) for group in (before, after))
+    if any(one.get(key) != two.get(key) for key in _LASTING):
+        return False
+    steps = [sorted({file.step for file in group if file.step is not None}) for group in (before, after)]
+    if steps[0] and steps[1] and steps[1][0] > steps[0][-1] and goes_on(steps[0], steps[1]):
+        return True
+    return _offset(after, _steps_per_epoch(before)) > 0 and _offset(before, _steps_per_epoch(before)) == 0
+
+
+def _offset(group: _Group, per_epoch: float | None) -> int:
+    """Steps before a session that counts its own from 0 while its epochs go on, as sd-scripts does when it resumes."""
+    if not per_epoch or per_epoch != int(per_epoch):
+        return 0
+    done = [(file, _int(file.meta, "ss_epoch")) for file in group if file.kind != "last" and file.step]
+    epochs = {
+        (epoch - (file.kind == "epoch")) - ((file.step or 1) - 1) // int(per_epoch)
+        for file, epoch in done
+        if epoch is not None
+    }
+    return max(0, epochs.pop()) * int(per_epoch) if len(epochs) == 1 else 0
+
+
+def _checkpoints(
+    sessions: Sequence[_Group], offsets: Sequence[int], by_epochs: bool, per_epoch: float | None
+) -> tuple[list[Checkpoint], tuple[Finding, ...]]:
+    """The checkpoints of a run, those that count first; where it was resumed, what was saved after that is left out."""
+    found: list[Checkpoint] = []
+    findings: list[Finding] = []
+    end = math.inf
+    for number in reversed(range(len(sessions))):
+        # where an epoch ends on a step that was saved, two numbered files and the last one can be of one step
+        ordered = sorted(sessions[number], key=lambda file: ("step", "epoch", "last").index(file.kind))
+        placed = []
+        for file in ordered:
+            step = file.epoch if by_epochs else None if file.step is None else file.step + offsets[number]
+            epoch = file.epoch or (step / per_epoch if step and per_epoch else None)
+            placed.append(replace(file.checkpoint(step), epoch=None if epoch is None else float(epoch)))
+        lost = [c for c in placed if c.step is not None and c.step >= end]
+        if lost:
+            findings.append(superseded(lost, int(end)))
+        found += [c for c in placed if c not in lost]
+        first = min((c.step for c in found if c.step is not None), default=0)
+        if number:
+            findings.append(resumed(first))
+        end = first
+    return found, tuple(findings)
+
+
+def _logged(sessions: Sequence[_Group], offsets: list[int], told: Told, found: _Logs) -> Told:
+    """With rates and losses of the TensorBoard logs of all sessions, on one axis of steps."""
+    logs = []
+    for group, offset in zip(sessions, offsets, strict=True):
+        meta = max((file.meta for file in group), key=len)
+        last = max((file.step or 0 for file in group), default=0)
+        session = Session(_float(meta, "ss_training_started_at"), _latest(group), last, found.alone)
+        logs.append(find_log(found.folders, session, told.steps_per_epoch, offset))
+    adaptive = any(_ADAPTIVE.search(file.meta.get("ss_optimizer", "")) for group in sessions for file in group)
+    return replace(
+        told,
+        rates=continued([log.adapted_rates if adaptive else log.rates for log in logs], offsets),
+        train_loss=continued([log.train_loss for log in logs], offsets),
+        held_out=continued([log.held_out for log in logs], offsets),
+        findings=(*told.findings, *(finding for log in logs for finding in log.findings)),
+    )
+
+
+def _latest(group: _Group) -> float | None:
+    """When the last of these files was saved."""
+    times = [time for file in group if (time := _float(file.meta, "ss_training_finished_at")) is not None]
+    return max(times, default=None)
+
+
 def _steps_per_epoch(files: list[_File]) -> float | None:
     """From an epoch file's own step, else from the recorded batches (on one process)."""
     for file in files:
@@ -191,13 +320,6 @@ def _rates(meta: Mapping[str, str]) -> Curve:
     if rate is None or steps is None or _ADAPTIVE.search(meta.get("ss_optimizer", "")):
         return Curve()
     return schedule(meta.get("ss_lr_scheduler", ""), rate, _float(meta, "ss_lr_warmup_steps") or 0.0, steps)
-
-
-def _epoch(checkpoint: Checkpoint, per_epoch: float | None, named: int | None) -> float | None:
-    """By the file's name, which counts from 1, else from the step; `ss_epoch` means two things and is not used."""
-    if named is not None:
-        return float(named)
-    return (checkpoint.step or 0) / per_epoch if per_epoch else None
 
 
 def _base(meta: Mapping[str, str]) -> BaseReference:

@@ -1,188 +1,254 @@
-"""PEFT adapters saved by the Hugging Face Trainer; TRL, unsloth, axolotl and LLaMA-Factory write the same.
+"""PEFT adapters saved by the Hugging Face Trainer; TRL, unsloth and axolotl write the same.
 
-`<run>/checkpoint-<step>/adapter_model.safetensors` (older: `.bin`) with adapter_config.json and trainer_state.json;
-the final adapter lies in `<run>` itself. Each trainer_state.json holds the history from the start: the newest is read.
+`<run>/checkpoint-<step>/adapter_model.safetensors` (older: `.bin`) with adapter_config.json and trainer_state.json; the
+final adapter lies in `<run>` itself, adapters other than `default` in sub-folders named after them. Each
+trainer_state.json holds the history from the start: the newest is read, and what contradicts it is another training's.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lora_forensics.checkpoints.history import Curve
-from lora_forensics.checkpoints.interface import Folder, Trap, place, stat_checkpoint, with_rates
-from lora_forensics.errors import CheckpointError
-from lora_forensics.records import BaseReference, Checkpoint, Finding, Run, Skipped
-from lora_forensics.values import as_count, as_number, read_object
+from lora_forensics.checkpoints.adapter_folder import (
+    CONFIG,
+    WEIGHTS,
+    drop_links,
+    entries,
+    open_adapter,
+    recorded_base,
+    without_adapter,
+)
+from lora_forensics.checkpoints.assembly import assemble
+from lora_forensics.checkpoints.interface import Folder, Trap
+from lora_forensics.checkpoints.logs import unreadable
+from lora_forensics.checkpoints.logs.tensorboard import event_files, tensorboard_scalars
+from lora_forensics.checkpoints.trainer_history import STATE, History, last_entries, marks
+from lora_forensics.records import Checkpoint, Finding, Run, Skipped
+from lora_forensics.values import as_count, read_object
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d{1,15})")
-_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-_CONFIG = "adapter_config.json"
-_EVALUATION = re.compile(r"eval_(?:.+_)?loss")
-_STATE = "trainer_state.json"
+_UNFINISHED = re.compile(r"tmp-checkpoint-\d{1,15}")
 _COMPANIONS = re.compile(r"(optimizer|scheduler|scaler|training_args|rng_state.*)\.(pt|pth|bin)$")
+_TAGS = {"train/loss": "loss", "train/learning_rate": "learning_rate", "train/epoch": "epoch"}
+_DEFAULT = ""
+"""PEFT's adapter `default`, which has no folder of its own."""
+
+
+@dataclass(slots=True)
+class Save:
+    """One time at which the trainer saved: a checkpoint folder, or the run's own folder at the end."""
+
+    folder: Path
+    name: str
+    step: int | None
+    adapters: dict[str, Checkpoint] = field(default_factory=dict)
+    marks: dict[tuple[int, str], float] = field(default_factory=dict)
+    """Of its history's last entries."""
 
 
 class PeftTrainer:
     """`checkpoint-<step>` folders."""
 
     name = "peft"
-    about = "PEFT adapters saved by the Hugging Face Trainer; TRL, unsloth, axolotl and LLaMA-Factory write the same"
+    about = "PEFT adapters saved by the Hugging Face Trainer; TRL, unsloth and axolotl write the same"
     recognised = "checkpoint-<step>/adapter_model.safetensors (or .bin), and the final adapter in the run's folder"
     traps: tuple[Trap, ...] = (
         Trap("alpha is in adapter_config.json only: without it the scale is unknown, and norms assume 1"),
         Trap("each trainer_state.json holds the history from the start: the newest is read"),
+        Trap("a rerun into the same folder leaves longer trainings' checkpoints: histories that differ are two runs"),
+        Trap("steps are optimizer steps; with gradient accumulation train_batch_size is that of one micro-batch"),
         Trap("the final adapter has no step of its own unless trainer_state.json lies beside it"),
         Trap("with load_best_model_at_end the final adapter is that of an earlier step: its step is unknown"),
         Trap("a folder with adapter_config.json and no weights is a save that was not finished"),
+        Trap("axolotl writes adapter_config.json into the run's folder when training starts: no unfinished save"),
+        Trap("tmp-checkpoint-<step> is an interrupted save of transformers 4.36 to 4.39", verified=False),
+        Trap("under DeepSpeed ZeRO-3 an adapter may be saved with empty tensors, under FSDP as shards: skipped"),
         Trap("logged numbers may be bare NaN tokens, which JSON does not know"),
-        Trap("several adapters of one model lie in sub-folders named after them", verified=False),
+        Trap("several adapters of one model lie in sub-folders named after them: each is a run (DPO's `ref`)"),
     )
     save_more_often = (
         "set save_strategy='steps' and a smaller save_steps; leave save_total_limit unset, it deletes checkpoints"
     )
 
+    def claims(self, folder: Folder) -> bool:
+        """Whether a folder with this layout is of this trainer; here any is."""
+        return bool(folder.folders or folder.files)
+
+    def log(self, folder: Path) -> tuple[History, tuple[Finding, ...]]:
+        """What was logged beside the checkpoints, for when no trainer_state.json tells: TensorBoard in `runs/`."""
+        return tensorboard_history(sorted((folder / "runs").rglob("*")) if (folder / "runs").is_dir() else [])
+
     def find(self, folder: Folder) -> Iterator[Run | Skipped]:
-        """One run: the checkpoint folders below `folder` and the final adapter in it."""
-        found: list[Checkpoint] = []
-        skipped: list[Skipped] = []
-        numbered = ((_CHECKPOINT.fullmatch(name), name) for name in folder.folders)
-        saved = [(int(match[1]), name) for match, name in numbered if match]
-        for step, name in sorted(saved):
-            entry = _open(folder.folders[name], name, step)
-            if entry is None:
-                continue
-            del folder.folders[name]
-            (found if isinstance(entry, Checkpoint) else skipped).append(entry)  # type: ignore[arg-type] # by type
-        final = self._final(folder)
-        if isinstance(final, Skipped):
-            skipped.append(final)
-        if not found and not isinstance(final, Checkpoint):
+        """A run for each training and each adapter: the checkpoint folders below `folder` and the final save in it."""
+        if not self.claims(folder):
+            return
+        saves, skipped = _checkpoints(folder)
+        final = _final(folder, {adapter for save in saves for adapter in save.adapters}, skipped, bool(saves))
+        if final is not None:
+            saves.append(final)
+        if not saves:
             yield from skipped
             return
-        yield self._run(folder, found, final if isinstance(final, Checkpoint) else None, skipped)
+        drop_links(folder)
+        trainings, lost = _trainings(saves)
+        skipped += lost
+        findings = [_RERUN] if len(trainings) > 1 else []
+        for training in trainings:
+            history, logs = self._history(folder.path, training, alone=len(trainings) == 1)
+            for adapter in sorted({adapter for save in training for adapter in save.adapters}):
+                yield self.run(folder.path, adapter, training, history, [*findings, *logs], skipped)
+                skipped = []
 
-    @staticmethod
-    def _final(folder: Folder) -> Checkpoint | Skipped | None:
-        entry = _open(folder.path, "", None)
-        if entry is not None:
-            for name in [n for n in folder.files if n in (*_WEIGHTS, _CONFIG) or _COMPANIONS.match(n)]:
-                del folder.files[name]
-        return entry
+    def _history(self, folder: Path, training: list[Save], alone: bool) -> tuple[History, tuple[Finding, ...]]:
+        """The newest readable trainer_state.json; where there is none, what else was logged, if it is of this one."""
+        newest: dict[str, Any] = {}
+        damaged: list[Finding] = []
+        for save in reversed([save for save in training if save.name]):
+            newest = read_object(save.folder / STATE) or {}
+            if newest:
+                break
+            if (save.folder / STATE).is_file():
+                damaged = [unreadable(str(save.folder / STATE), "is no JSON object; another one is read")]
+        own = next((read_object(save.folder / STATE) for save in training if not save.name), None) or {}
+        best = max(newest, own, key=_progress)
+        history = History.of(best)
+        if history.entries or not alone:
+            return history, tuple(damaged)
+        logged, findings = self.log(folder)
+        return replace(logged, state=best or logged.state), (*damaged, *findings)
 
-    def _run(self, folder: Folder, found: list[Checkpoint], final: Checkpoint | None, skipped: list[Skipped]) -> Run:
-        own = read_object(folder.path / _STATE) or {}
-        state = max(_newest_state(found), own, key=lambda state: as_count(state.get("global_step")) or 0)
-        if final is not None:
-            found = [*found, replace(final, step=_own_step(own))]
-        placed = place(found)
-        epoch, step = as_number(state.get("epoch")), as_count(state.get("global_step"))
-        per_epoch = as_number(step / epoch) if epoch and epoch > 1e-9 and step else None
-        batch = as_count(state.get("train_batch_size"))
-        return Run(
-            name="",
-            path=folder.path,
-            trainer=self.name,
-            checkpoints=_logged(placed.checkpoints, state, per_epoch),
-            unplaced=placed.unplaced,
-            steps_per_epoch=per_epoch,
-            batch_size=batch,
-            base=_base(found[0].config),
-            findings=(*placed.findings, *_elsewhere(placed.checkpoints, skipped, state)),
-            skipped=tuple(skipped),
-            save_more_often=self.save_more_often,
-        )
-
-
-def _open(folder: Path, name: str, step: int | None) -> Checkpoint | Skipped | None:
-    """The adapter in a folder; None if it holds none."""
-    path = next((folder / weights for weights in _WEIGHTS if (folder / weights).is_file()), None)
-    config = folder / _CONFIG
-    if path is None:
-        missing = f"has {_CONFIG} but no {_WEIGHTS[0]}: the save was not finished"
-        return Skipped(folder, missing) if config.is_file() else None
-    try:
-        return stat_checkpoint(
-            path, f"{name}/{path.name}" if name else path.name, step, config if config.is_file() else None
-        )
-    except CheckpointError as error:
-        return Skipped.because(path, error)
+    def run(
+        self,
+        folder: Path,
+        adapter: str,
+        training: list[Save],
+        history: History,
+        findings: Sequence[Finding],
+        skipped: list[Skipped],
+    ) -> Run:
+        """The run of one adapter in one training."""
+        found = [save.adapters[adapter] for save in training if adapter in save.adapters]
+        told = replace(history.told(), base=recorded_base(found[0].config), findings=tuple(findings))
+        return assemble(self, folder, adapter, found, told, skipped)
 
 
-def _newest_state(found: list[Checkpoint]) -> dict[str, Any]:
-    """The newest readable trainer_state.json of the checkpoints."""
-    states = (read_object(checkpoint.path.parent / _STATE) for checkpoint in reversed(found))
-    return next((state for state in states if state), {})
+_RERUN = Finding(
+    "several-trainings",
+    "warning",
+    "checkpoints of several trainings lie in one folder: their logged histories contradict each other",
+    "they are listed as runs of their own; give each training its own output folder",
+)
 
 
-def _own_step(state: dict[str, Any]) -> int | None:
+def tensorboard_history(found: Sequence[Path]) -> tuple[History, tuple[Finding, ...]]:
+    """The scalars of event files that the Trainer wrote into some of these folders, under its names in log_history."""
+    logged: dict[int, dict[str, Any]] = {}
+    findings: list[Finding] = []
+    for folder in found:
+        if not folder.is_dir() or not event_files(folder):
+            continue
+        log = tensorboard_scalars(folder)
+        findings.extend(log.findings)
+        for tag, curve in log.curves.items():
+            key = _TAGS.get(tag) or (tag.replace("eval/", "eval_", 1) if tag.startswith("eval/") else None)
+            for step, value in zip(curve.steps, curve.values, strict=True) if key else ():
+                logged.setdefault(step, {"step": step})[str(key)] = value
+    return History(tuple(logged[step] for step in sorted(logged))), tuple(findings[:1])
+
+
+def _checkpoints(folder: Folder) -> tuple[list[Save], list[Skipped]]:
+    """The checkpoint folders that hold adapters, by step, and those that should; both are taken out of `folder`."""
+    saves: list[Save] = []
+    skipped: list[Skipped] = []
+    bare: list[tuple[str, Skipped]] = []
+    numbered = ((_CHECKPOINT.fullmatch(name), name) for name in folder.folders)
+    for step, name in sorted((int(match[1]), name) for match, name in numbered if match):
+        save = Save(folder.folders[name], name, step)
+        files, folders = entries(save.folder)
+        problems = _take(save, files, folders)
+        if save.adapters:
+            saves.append(save)
+        elif not problems:
+            if not any(file.endswith(".safetensors") for file in files):  # else a model that was trained as a whole
+                bare.append((name, Skipped(save.folder, without_adapter(folders))))
+            continue
+        skipped += problems
+        del folder.folders[name]
+    for name, problem in bare if saves else ():
+        skipped.append(problem)
+        del folder.folders[name]
+    for name in [n for n in folder.folders if saves and _UNFINISHED.fullmatch(n)]:
+        skipped.append(Skipped(folder.folders.pop(name), "a save that was interrupted"))
+    return saves, skipped
+
+
+def _take(save: Save, files: set[str], folders: set[str]) -> list[Skipped]:
+    """Fill in the adapters of a save; what is wrong with the others is returned."""
+    problems = []
+    for adapter in (_DEFAULT, *sorted(folders)):
+        inside = entries(save.folder / adapter)[0] if adapter else files
+        label = "/".join(filter(None, (save.name, adapter)))
+        entry = open_adapter(save.folder / adapter, inside, label, save.step)
+        if isinstance(entry, Checkpoint):
+            save.adapters[adapter] = entry
+        elif entry is not None:
+            problems.append(entry)
+    if save.adapters and STATE in files:
+        save.marks = marks(last_entries(save.folder / STATE))
+    return problems
+
+
+def _final(folder: Folder, adapters: set[str], skipped: list[Skipped], trained: bool) -> Save | None:
+    """The save in the run's own folder, taken out of `folder`; of adapters in sub-folders those that are known."""
+    own = read_object(folder.path / STATE) if STATE in folder.files else None
+    save = Save(folder.path, "", _own_step(own or {}))
+    problems = _take(save, set(folder.files), adapters & set(folder.folders))
+    for name in [n for n in folder.files if n in (*WEIGHTS, CONFIG) or _COMPANIONS.match(n)]:
+        if save.adapters or problems:
+            del folder.files[name]
+    for adapter in adapters & set(folder.folders) & set(save.adapters):
+        del folder.folders[adapter]
+    skipped += [p for p in problems if not (trained and p.path == folder.path)]
+    return save if save.adapters else None
+
+
+def _trainings(saves: list[Save]) -> tuple[list[list[Save]], list[Skipped]]:
+    """Saves whose histories agree, those of the newest training first; what has none joins the only one there is."""
+    left = [save for save in saves if save.marks]
+    mute = [save for save in saves if not save.marks]
+    trainings: list[list[Save]] = []
+    while left:
+        newest = max(left, key=lambda save: save.step or _progress(read_object(save.folder / STATE) or {}))
+        known = marks(History.of(read_object(newest.folder / STATE) or {}).entries) | newest.marks
+        same: list[Save] = []
+        other: list[Save] = []
+        for save in left:
+            agrees = all(known.get(mark, value) == value for mark, value in save.marks.items())
+            (same if agrees else other).append(save)
+        trainings.append(same)
+        left = other
+    if len(trainings) < 2:
+        return [saves], []
+    trainings.sort(key=lambda training: -max(_modified(save) for save in training))
+    trainings[0] += [save for save in mute if not save.name]  # the final save without a history is the newest's
+    reason = "several trainings wrote into this folder and it has no history: unknown of which it is"
+    return trainings, [Skipped(save.folder, reason) for save in mute if save.name]
+
+
+def _modified(save: Save) -> float:
+    return max(checkpoint.modified for checkpoint in save.adapters.values())
+
+
+def _progress(state: Mapping[str, Any]) -> int:
+    return as_count(state.get("global_step")) or 0
+
+
+def _own_step(state: Mapping[str, Any]) -> int | None:
     """The step of the final adapter: in the run's own trainer_state.json, unless the best was loaded at the end."""
-    return None if state.get("best_model_checkpoint") is not None else as_count(state.get("global_step"))
-
-
-def _logged(
-    checkpoints: tuple[Checkpoint, ...], state: dict[str, Any], per_epoch: float | None
-) -> tuple[Checkpoint, ...]:
-    """The checkpoints with what the trainer logged at their steps."""
-    log = _log(state)
-    epochs, rates, losses = (
-        Curve.of((entry.get("step"), entry.get(key)) for entry in log) for key in ("epoch", "learning_rate", "loss")
-    )
-    held_out = _held_out(state)
-    filled = []
-    for checkpoint in checkpoints:
-        step = checkpoint.step or 0
-        epoch = epochs.at(step)
-        filled.append(
-            replace(
-                checkpoint,
-                epoch=epoch if epoch is not None or not per_epoch else step / per_epoch,
-                train_loss=losses.last(step),
-                held_out_loss=held_out.at(step),
-            )
-        )
-    return with_rates(filled, rates)
-
-
-def _log(state: dict[str, Any]) -> list[dict[str, Any]]:
-    log = state.get("log_history")
-    return [entry for entry in log if isinstance(entry, dict)] if isinstance(log, list) else []
-
-
-def _held_out(state: dict[str, Any]) -> Curve:
-    """`eval_loss`; with several evaluation sets (`eval_<name>_loss`) their mean where all were evaluated."""
-    log = _log(state)
-    names = sorted({key for entry in log for key in entry if _EVALUATION.fullmatch(str(key))})
-    names = ["eval_loss"] if "eval_loss" in names else names
-    curves = [Curve.of((entry.get("step"), entry.get(name)) for entry in log) for name in names]
-    steps = set.intersection(*(set(curve.steps) for curve in curves)) if curves else set()
-    return Curve.of((step, sum(curve.at(step) or 0.0 for curve in curves) / len(curves)) for step in steps)
-
-
-def _elsewhere(checkpoints: tuple[Checkpoint, ...], skipped: list[Skipped], state: dict[str, Any]) -> list[Finding]:
-    """A finding if the lowest held-out loss was logged at a step that was not saved."""
-    held_out = _held_out(state)
-    saved = {checkpoint.step for checkpoint in checkpoints}
-    if not held_out.steps:
-        return []
-    best = min(range(len(held_out.steps)), key=lambda index: held_out.values[index])
-    step, loss = held_out.steps[best], held_out.values[best]
-    if step in saved:
-        return []
-    if any(f"checkpoint-{step}" in entry.path.parts for entry in skipped):
-        message = f"the lowest held-out loss, {loss:.4g}, was logged at step {step}, whose checkpoint cannot be read"
-        return [Finding("held-out-elsewhere", "warning", message)]
-    common = sum(other in saved for other in held_out.steps)
-    message = f"the lowest held-out loss, {loss:.4g}, was logged at step {step}, which was not saved"
-    message += f"; {common or 'none'} of {len(held_out.steps)} evaluations fall on saved checkpoints"
-    return [Finding("held-out-elsewhere", "warning", message, "set eval_steps to save_steps")]
-
-
-def _base(config: Path | None) -> BaseReference:
-    """What adapter_config.json says about the base model."""
-    document = (read_object(config) if config else None) or {}
-    name, revision = document.get("base_model_name_or_path"), document.get("revision")
-    return BaseReference(name=str(name) if name else None, revision=str(revision) if revision else None)
+    step = as_count(state.get("global_step"))
+    best = state.get("best_model_checkpoint")
+    return step if best is None or state.get("best_global_step", -1) == step else None

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from factories import kohya_file, kohya_metadata, kohya_run
+import torch
+from factories import KOHYA_MODULES, kohya_file, kohya_metadata, kohya_run, lora_factors, tensorboard_log
+from runs import only, rules, search
 
-from lora_forensics.discovery import discover_runs
-from lora_forensics.records import Run
-
-
-def only(path: Path) -> Run:
-    """The one run of a folder."""
-    (run,) = [found for found in discover_runs(path) if isinstance(found, Run)]
-    return run
+from lora_forensics.measure import measure_run
 
 
 def test_step_epoch_and_final_files_are_one_run(tmp_path: Path) -> None:
@@ -159,3 +156,171 @@ def test_hostile_metadata_is_only_text(tmp_path: Path) -> None:
     kohya_file(tmp_path / "a-step00000010.safetensors", 10, kohya_metadata(10, 1, "a", **extra))
     (checkpoint,) = only(tmp_path).checkpoints
     assert (checkpoint.step, checkpoint.learning_rate, checkpoint.epoch) == (10, None, None)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".ckpt"])
+def test_pickles_are_recognised_unopened_and_measured(suffix: str, tmp_path: Path) -> None:
+    """--save_model_as: no metadata, steps by the name; the last file is a copy; a full model beside is no LoRA."""
+    for step in (10, 20):
+        torch.save(lora_factors(KOHYA_MODULES, step), tmp_path / f"a-step{step:08d}{suffix}")
+    torch.save(lora_factors(KOHYA_MODULES, 20), tmp_path / f"a{suffix}")
+    torch.save({"model.diffusion_model.weight": torch.ones(2)}, tmp_path / f"full-000001{suffix}")
+    (run,), skipped = search(tmp_path)
+    assert [c.step for c in run.checkpoints] == [10, 20]
+    assert rules(run) == ["duplicate"]
+    assert [entry.path.name for entry in skipped] == [f"full-000001{suffix}"]
+    assert measure_run(run).layers["delta_norm"].is_not_null().all()
+
+
+def test_a_damaged_pickle_is_skipped(tmp_path: Path) -> None:
+    """Truncated, named like the others."""
+    for step in (10, 20, 30):
+        torch.save(lora_factors(KOHYA_MODULES, step), tmp_path / f"a-step{step:08d}.pt")
+    broken = tmp_path / "a-step00000020.pt"
+    broken.write_bytes(broken.read_bytes()[:-200])
+    run = only(tmp_path)
+    assert [c.step for c in run.checkpoints] == [10, 30]
+    assert [entry.path for entry in run.skipped] == [broken]
+
+
+def test_a_malicious_pickle_is_not_executed(tmp_path: Path) -> None:
+    """Neither when it is found nor when it is measured."""
+
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (Path.touch, (str(tmp_path / "lora_unet_pwned"),))  # type: ignore[return-value]
+
+    for step in (10, 20):
+        torch.save({"lora_unet_a.lora_up.weight": Evil()}, tmp_path / f"a-step{step:08d}.pt")
+    measured = measure_run(only(tmp_path))
+    assert measured.layers.is_empty()
+    assert not (tmp_path / "lora_unet_pwned").exists()
+
+
+def resumed(folder: Path, first: Sequence[int], second: Sequence[int], **extra: str) -> Path:
+    """Two sessions of one stem, whose steps go on."""
+    for session, steps in (("1", first), ("2", second)):
+        for step in steps:
+            path = folder / f"a-step{step:08d}.safetensors"
+            kohya_file(path, step, kohya_metadata(step, (step - 1) // 20, "a", session, **extra))
+    return folder
+
+
+def test_a_resumed_training_is_one_run(tmp_path: Path) -> None:
+    """Steps that go on under a new session, at the old interval."""
+    run = only(resumed(tmp_path, range(10, 60, 10), range(60, 110, 10)))
+    assert [c.step for c in run.checkpoints] == list(range(10, 110, 10))
+    assert rules(run) == ["resumed"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (range(60, 110, 10), range(10, 60, 10)),  # the rerun has overwritten the first half
+        (range(10, 60, 10), range(500, 550, 10)),
+        (range(10, 60, 10), range(65, 130, 65)),
+    ],
+)
+def test_a_rerun_is_another_run(first: Sequence[int], second: Sequence[int], tmp_path: Path) -> None:
+    """A session that starts at its first interval, or far away, did not go on from what is there."""
+    runs, _ = search(resumed(tmp_path, first, second))
+    assert sorted([c.step for c in run.checkpoints] for run in runs) == sorted([list(first), list(second)])
+
+
+def test_another_network_is_another_run(tmp_path: Path) -> None:
+    """Whatever its steps: a resumed training keeps rank, alpha and base."""
+    resumed(tmp_path, range(10, 60, 10), ())
+    resumed(tmp_path, (), range(60, 110, 10), ss_network_dim="16")
+    assert len(search(tmp_path)[0]) == 2
+
+
+def test_a_resumed_session_counts_from_its_epochs_start(tmp_path: Path) -> None:
+    """TRAP: sd-scripts restarts its steps and goes on with epochs: earlier step files are overwritten."""
+    for step in (10, 20, 30, 40, 50):
+        kohya_file(tmp_path / f"a-step{step:08d}.safetensors", step, kohya_metadata(step, (step - 1) // 20, "a", "1"))
+    for epoch in (1, 2):
+        kohya_file(tmp_path / f"a-{epoch:06d}.safetensors", epoch * 20, kohya_metadata(epoch * 20, epoch, "a", "1"))
+    # resumed from the state of epoch 2: its steps 10, 20, 30 are the 50th, 60th and 70th
+    for step in (10, 20, 30):
+        metadata = kohya_metadata(step, 2 + (step - 1) // 20, "a", "2")
+        kohya_file(tmp_path / f"a-step{step:08d}.safetensors", step + 40, metadata)
+    kohya_file(tmp_path / "a-000003.safetensors", 60, kohya_metadata(20, 3, "a", "2"))
+    run = only(tmp_path)
+    assert [(c.step, c.epoch) for c in run.checkpoints] == [(20, 1.0), (40, 2.0), (50, 2.5), (60, 3.0), (70, 3.5)]
+    assert [c.name for c in run.checkpoints][:3] == [
+        "a-000001.safetensors",
+        "a-step00000040.safetensors",
+        "a-step00000010.safetensors",
+    ]
+    assert {"resumed", "superseded"} <= set(rules(run))
+
+
+LOG = {"lr/unet": {s: 1e-4 - s * 1e-6 for s in range(1, 61)}, "loss/average": {s: 1 / s for s in range(1, 61)}}
+
+
+@pytest.mark.parametrize("place", ["out/logs", "logs", "log", "elsewhere"])
+def test_logs_are_found_beside_and_below(place: str, tmp_path: Path) -> None:
+    """Below the output folder, beside it, or where a settings file says; rates and losses of every step."""
+    kohya_run(tmp_path / "out", "a", range(10, 70, 10), ss_lr_scheduler="polynomial")
+    tensorboard_log(tmp_path / place / "20260101000000" / "network_train", LOG)
+    if place == "elsewhere":
+        (tmp_path / "out" / "a_20260101-000000.json").write_text(json.dumps({"logging_dir": str(tmp_path / place)}))
+    run = only(tmp_path / "out")
+    assert [c.learning_rate for c in run.checkpoints] == pytest.approx([1e-4 - c.step * 1e-6 for c in run.checkpoints])
+    assert [c.train_loss for c in run.checkpoints] == pytest.approx([1 / c.step for c in run.checkpoints])
+
+
+@pytest.mark.parametrize(
+    ("tags", "rate"),
+    [
+        ({"lr/unet": 1.0, "lr/d*lr/unet": 2e-4, "lr/d*lr/textencoder": 5e-5}, 2e-4),
+        ({"lr/unet": 1.0, "lr/d*lr": 2e-4}, 2e-4),
+        ({"lr/textencoder": 1.0, "lr/group1": 1.0, "lr/d*lr/group1": 2e-4}, 2e-4),
+        ({"lr/unet": 1.0}, None),
+    ],
+)
+def test_adaptive_optimizers_have_d_times_the_rate(tags: dict[str, float], rate: float | None, tmp_path: Path) -> None:
+    """TRAP: Prodigy, D-Adaptation: the rate that is asked for is 1; without d it is unknown."""
+    kohya_run(tmp_path / "out", "a", (10, 20), ss_optimizer="prodigyopt.prodigy.Prodigy(weight_decay=0.01)")
+    curves = {tag: dict.fromkeys(range(1, 21), value) for tag, value in tags.items()}
+    tensorboard_log(tmp_path / "logs" / "20260101000000" / "network_train", curves)
+    for checkpoint in only(tmp_path / "out").checkpoints:
+        assert checkpoint.learning_rate == (rate if rate is None else pytest.approx(rate))
+
+
+def test_validation_of_epochs_is_moved_to_their_last_steps(tmp_path: Path) -> None:
+    """TRAP: losses of epochs are logged over epochs."""
+    kohya_run(tmp_path, "a", range(10, 70, 10))
+    curves = {"loss/validation/epoch_average": {1: 3.0, 2: 1.0, 3: 2.0}, "loss/epoch_average": {3: 9.0}, **LOG}
+    tensorboard_log(tmp_path / "logs" / "20260101000000" / "network_train", curves)
+    assert [c.held_out_loss for c in only(tmp_path).checkpoints] == [None, 3.0, None, 1.0, None, 2.0]
+
+
+def test_each_session_has_its_own_log(tmp_path: Path) -> None:
+    """By the time at which it was begun; one that fits none is nobody's, and two that fit are none."""
+    for name, session in (("a", "1"), ("b", "2")):
+        begun = 1_700_000_000 + 10_000 * int(session)
+        times = {"ss_training_started_at": str(begun), "ss_training_finished_at": str(begun + 5000)}
+        kohya_run(tmp_path, name, (10, 20), session, ss_lr_scheduler="polynomial", **times)
+        log = {"lr/unet": {10: int(session) * 1e-4, 20: int(session) * 1e-4}}
+        tensorboard_log(tmp_path / "logs" / f"2026010100000{session}" / "network_train", log, begun + 60)
+    runs, _ = search(tmp_path)
+    assert [run.checkpoints[0].learning_rate for run in runs] == pytest.approx([1e-4, 2e-4])
+    tensorboard_log(tmp_path / "logs" / "20260101000009" / "network_train", {"lr/unet": {10: 9.0}}, 1_700_010_070)
+    runs, _ = search(tmp_path)
+    assert [run.checkpoints[0].learning_rate for run in runs] == [None, pytest.approx(2e-4)]
+    assert "log-unreadable" in rules(runs[0])
+
+
+def test_a_log_that_ends_before_the_files_do_is_another_trainings(tmp_path: Path) -> None:
+    """The only log beside the only run, but not long enough."""
+    kohya_run(tmp_path, "a", range(10, 130, 10), ss_lr_scheduler="polynomial")
+    tensorboard_log(tmp_path / "logs" / "20260101000000" / "network_train", LOG)
+    assert {c.learning_rate for c in only(tmp_path).checkpoints} == {None}
+
+
+def test_16_bit_saves_are_read(tmp_path: Path) -> None:
+    """TRAP: --save_precision; what it rounds away is said by the findings of the measures."""
+    for step in (10, 20):
+        kohya_file(tmp_path / f"a-step{step:08d}.safetensors", step, None, dtype=torch.float16)
+    assert measure_run(only(tmp_path)).checkpoints["dtype"].to_list() == ["F16", "F16"]

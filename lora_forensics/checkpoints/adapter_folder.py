@@ -1,0 +1,69 @@
+"""A folder with an adapter as `PeftModel.save_pretrained` writes it; several trainers use it for a checkpoint."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+from lora_forensics.checkpoints.interface import Folder, stat_checkpoint
+from lora_forensics.errors import CheckpointError
+from lora_forensics.records import BaseReference, Checkpoint, Skipped
+from lora_forensics.values import read_object
+
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+CONFIG = "adapter_config.json"
+_SHARDED = {
+    "DeepSpeed": re.compile(r"global_step\d+"),
+    "FSDP": re.compile(r"pytorch_model_fsdp_\d+"),
+    "Megatron": re.compile(r"iter_\d+"),
+}
+"""Folders with the state of all processes that a distributed trainer keeps for itself."""
+
+
+def entries(folder: Path) -> tuple[set[str], set[str]]:
+    """Names of the files and of the folders in a folder; none if it cannot be read."""
+    try:
+        with os.scandir(folder) as found:
+            known = [(entry.name, entry.is_dir()) for entry in found]
+    except OSError:
+        return set(), set()
+    return {name for name, is_folder in known if not is_folder}, {name for name, is_folder in known if is_folder}
+
+
+def open_adapter(folder: Path, files: Collection[str], name: str, step: int | None) -> Checkpoint | Skipped | None:
+    """The adapter among the files of a folder, called `name` relative to its run; None if there is none."""
+    weights = next((weights for weights in WEIGHTS if weights in files), None)
+    if weights is None:
+        missing = f"has {CONFIG} but no {WEIGHTS[0]}: the save was not finished"
+        return Skipped(folder, missing) if CONFIG in files else None
+    path = folder / weights
+    try:
+        return stat_checkpoint(
+            path, f"{name}/{weights}" if name else weights, step, folder / CONFIG if CONFIG in files else None
+        )
+    except CheckpointError as error:
+        return Skipped.because(path, error)
+
+
+def without_adapter(folders: Collection[str]) -> str:
+    """Why a checkpoint's folder holds no adapter, by the folders in it."""
+    for kind, pattern in _SHARDED.items():
+        if any(pattern.fullmatch(name) for name in folders):
+            return f"holds the training state of {kind} and no {WEIGHTS[0]}: gather it with the trainer's own tool"
+    return f"holds no {WEIGHTS[0]}: the save was not finished, or the file was deleted"
+
+
+def drop_links(folder: Folder) -> None:
+    """Take out links to neighbours, once these are taken: ms-swift's `last` and `best`, Automodel's LATEST."""
+    home = folder.path.resolve()
+    for name in [n for n, path in folder.folders.items() if path.is_symlink() and path.resolve().parent == home]:
+        del folder.folders[name]
+
+
+def recorded_base(config: Path | None) -> BaseReference:
+    """What adapter_config.json says about the base model."""
+    document = (read_object(config) if config else None) or {}
+    name, revision = document.get("base_model_name_or_path"), document.get("revision")
+    return BaseReference(name=str(name) if name else None, revision=str(revision) if revision else None)

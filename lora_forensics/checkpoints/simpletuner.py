@@ -1,0 +1,168 @@
+"""SimpleTuner: `checkpoint-<step>/pytorch_lora_weights.safetensors` with training_state.json. Facts from bc8e6ab.
+
+Metrics lie in training_metrics.jsonl and their configuration in training_metrics.json, if `report_to` includes them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lora_forensics.checkpoints.assembly import Told, assemble, mean_of, with_final
+from lora_forensics.checkpoints.diffusers import (
+    WEIGHTS,
+    Tracked,
+    final_file,
+    open_weights,
+    read_tracked,
+    samples_a_step,
+)
+from lora_forensics.checkpoints.history import Curve
+from lora_forensics.checkpoints.interface import Folder, Trap
+from lora_forensics.checkpoints.logs import Log
+from lora_forensics.checkpoints.logs.rows import json_lines
+from lora_forensics.checkpoints.logs.settings import base_of_card
+from lora_forensics.records import BaseReference, Checkpoint, Run, Skipped
+from lora_forensics.values import as_count, read_object
+
+_CHECKPOINT = re.compile(r"checkpoint-(\d{1,15})(-rolling)?(-tmp)?")
+_STATE = re.compile(r"training_state(-rank\d+)?\.json")
+_GUARD, _MANIFEST = ".guard", "checkpoint_manifest.json"
+_METRICS, _CONFIG = "training_metrics.jsonl", "training_metrics.json"
+_EVALUATION = "loss/val/"
+_EMA = re.compile(r"ema|\w+_ema")
+
+
+@dataclass(frozen=True, slots=True)
+class _Save:
+    """One folder of a checkpoint."""
+
+    path: Path
+    name: str
+    step: int
+    rolling: bool
+    unfinished: bool
+    files: frozenset[str]
+
+
+class SimpleTuner:
+    """diffusers' layout with SimpleTuner's own state."""
+
+    name = "simpletuner"
+    about = "bghira SimpleTuner"
+    recognised = f"checkpoint-<step>/{WEIGHTS} with training_state.json, .guard or checkpoint_manifest.json"
+    traps: tuple[Trap, ...] = (
+        Trap("checkpoint-<step>-tmp is being written, or was when the training died: skipped"),
+        Trap("a checkpoint without .guard, where earlier ones have it, was not finished: skipped"),
+        Trap("checkpoint-<step>-rolling is a checkpoint as any other, but is deleted by the next ones"),
+        Trap("ema/ and <part>_ema/ in a checkpoint hold averaged weights: apart from the series"),
+        Trap("the last line of training_metrics.jsonl may be cut off"),
+        Trap("with Prodigy the logged learning_rate is d alone: prodigy_effective_lr, which is d times lr, counts"),
+        Trap("steps repeated after a restart are logged twice: the later counts"),
+    )
+    save_more_often = (
+        "save more often by a lower --checkpoint_step_interval, and raise --checkpoints_total_limit, which deletes"
+    )
+
+    def find(self, folder: Folder) -> Iterator[Run | Skipped]:
+        """One run: the checkpoint folders below `folder`, and the final file in it."""
+        saves = sorted(_saves(folder), key=lambda save: (save.step, save.rolling))
+        marks = any(_STATE.fullmatch(name) or name in (_GUARD, _MANIFEST) for save in saves for name in save.files)
+        if not (marks or (saves and folder.insisted) or _METRICS in folder.files):
+            return
+        found: list[Checkpoint] = []
+        lost: list[Skipped] = []
+        guarded = False
+        for save in saves:
+            entry = _skip(save, guarded) or open_weights(save.path, save.name, save.step)
+            guarded = guarded or _GUARD in save.files
+            if entry is None:
+                continue
+            del folder.folders[save.name]
+            (found if isinstance(entry, Checkpoint) else lost).append(entry)  # type: ignore[arg-type] # by type
+            averaged = [path for path in _subfolders(save.path) if _EMA.fullmatch(path.name)]
+            lost += [Skipped(path, "averaged weights (EMA) of a checkpoint", expected=True) for path in averaged]
+        final = final_file(folder)
+        lost += [Skipped(folder.folders.pop(n), "averaged weights (EMA)", expected=True) for n in _averaged(folder)]
+        if isinstance(final, Skipped):
+            lost.append(final)
+        metrics, config = _metrics(folder.path)
+        if isinstance(final, Checkpoint):
+            found = with_final(found, final, _last_step(metrics, config))
+        if found:
+            yield assemble(self, folder.path, "", found, _told(folder.path, metrics, config), lost)
+        else:
+            yield from lost
+
+
+def _saves(folder: Folder) -> Iterator[_Save]:
+    for name, path in folder.folders.items():
+        if match := _CHECKPOINT.fullmatch(name):
+            files = frozenset(_names(path))
+            yield _Save(path, name, int(match[1]), match[2] is not None, match[3] is not None, files)
+
+
+def _skip(save: _Save, guarded: bool) -> Skipped | None:
+    """Why a save is not used; `guarded` says that an earlier one has the mark of a finished save."""
+    if save.unfinished:
+        return Skipped(save.path, "a temporary folder: the save was not finished")
+    if _GUARD not in save.files and (guarded or _MANIFEST in save.files) and WEIGHTS in save.files:
+        return Skipped(save.path, "has no .guard: the save was not finished")
+    if WEIGHTS not in save.files and any(_STATE.fullmatch(name) for name in save.files):
+        return Skipped(save.path, f"holds no {WEIGHTS}: the save was not finished, or is no LoRA")
+    return None
+
+
+def _averaged(folder: Folder) -> list[str]:
+    return [name for name, path in folder.folders.items() if _EMA.fullmatch(name) and WEIGHTS in _names(path)]
+
+
+def _metrics(folder: Path) -> tuple[Log, dict[str, Any]]:
+    """Curves and configuration: SimpleTuner's own files, else a TensorBoard log."""
+    points: dict[str, list[tuple[object, object]]] = {}
+    for record in json_lines(folder / _METRICS):
+        metrics = record.get("metrics")
+        for key, value in metrics.items() if isinstance(metrics, dict) else ():
+            points.setdefault(str(key), []).append((record.get("step"), value))
+    log = Log({key: curve for key, values in points.items() if (curve := Curve.of(values)).steps})
+    config = (read_object(folder / _CONFIG) or {}).get("config")
+    tracked = Tracked() if log.curves else read_tracked(folder)
+    return (log if log.curves else tracked.log), config if isinstance(config, dict) else tracked.arguments
+
+
+def _told(folder: Path, log: Log, config: dict[str, Any]) -> Told:
+    base = config.get("pretrained_model_name_or_path")
+    own = "prodigy" in str(config.get("optimizer") or "").lower() or "prodigy_d" in log.curves
+    return Told(
+        rates=log.first("prodigy_effective_lr", *([] if own else ["learning_rate"])),
+        train_loss=log.first("train_loss"),
+        held_out=_held_out(log),
+        batch_size=samples_a_step(config),
+        base=BaseReference(name=base if isinstance(base, str) else base_of_card(folder)),
+        findings=log.findings,
+    )
+
+
+def _held_out(log: Log) -> Curve:
+    """Of all evaluation sets together, else the mean of theirs."""
+    curves = [curve for tag, curve in log.curves.items() if tag.startswith(_EVALUATION)]
+    return log.first(_EVALUATION + "pooled") if _EVALUATION + "pooled" in log.curves else mean_of(curves)
+
+
+def _last_step(log: Log, config: dict[str, Any]) -> int | None:
+    planned = as_count(config.get("max_train_steps"))
+    return planned or max((curve.steps[-1] for curve in log.curves.values()), default=None)
+
+
+def _names(path: Path) -> list[str]:
+    try:
+        return [entry.name for entry in path.iterdir()]
+    except OSError:
+        return []
+
+
+def _subfolders(path: Path) -> list[Path]:
+    return sorted(path / name for name in _names(path) if (path / name).is_dir())

@@ -1,0 +1,128 @@
+"""What all image trainers have in common: the same training in every dialect, alone and side by side."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+import pytest
+from image_layouts import BASE, LAYOUTS, LOSSES, RATES, STEPS, base_model
+from polars.testing import assert_frame_equal
+
+from lora_forensics.checkpoints import TRAINERS
+from lora_forensics.discovery import discover_runs
+from lora_forensics.measure import measure_run
+from lora_forensics.records import Run, Skipped
+
+LAYOUT = pytest.mark.parametrize(("trainer", "layout"), LAYOUTS.items(), ids=LAYOUTS)
+Layout = Callable[[Path], Path]
+
+
+def search(path: Path, trainer: str | None = None) -> tuple[list[Run], list[Skipped]]:
+    """Runs and what belongs to none."""
+    found = list(discover_runs(path, trainer))
+    return [f for f in found if isinstance(f, Run)], [f for f in found if isinstance(f, Skipped)]
+
+
+@LAYOUT
+def test_a_run_is_found_once_in_order_and_dated(trainer: str, layout: Layout, tmp_path: Path) -> None:
+    """Steps, the rate and the loss at each, batch size and base, from wherever the trainer leaves them."""
+    (run,), skipped = search(layout(tmp_path / "runs"))
+    assert run.trainer == trainer
+    assert [checkpoint.step for checkpoint in run.checkpoints] == list(STEPS)
+    assert all(entry.expected for entry in (*skipped, *run.skipped))
+    assert not run.unplaced
+    constant = trainer in ("diffsynth", "diffusion-pipe")  # those log no rate: it is that of the settings
+    for checkpoint in run.checkpoints:
+        rate = 1e-4 if constant else RATES[checkpoint.step or 0]
+        assert checkpoint.learning_rate == pytest.approx(rate, rel=1e-5)
+        assert checkpoint.train_loss == pytest.approx(LOSSES[checkpoint.step or 0], rel=1e-5)
+    assert run.base.name in (BASE, "base.safetensors")
+    assert run.batch_size == (1 if trainer == "diffsynth" else 2)
+
+
+@LAYOUT
+def test_the_same_factors_give_the_same_measures(trainer: str, layout: Layout, tmp_path: Path) -> None:
+    """layers.parquet of every dialect equals kohya's, but for names; cosines included, and every scale is known."""
+    base = base_model(tmp_path / "base" / "model.safetensors")
+    tables = []
+    for name, writer in (("kohya", LAYOUTS["kohya"]), (trainer, layout)):
+        (run,), _ = search(writer(tmp_path / f"{name}-run"))
+        measured = measure_run(run, base)
+        assert not [finding for finding in measured.notes.findings if finding.rule == "scale-unknown"]
+        named = ["run", "checkpoint", "module", "component", "epoch", "tensor"]
+        order = measured.layers.sort("step", "tensor").with_columns(pl.col("tensor").str.replace(r"^.*/", ""))
+        tables.append((order["tensor"].to_list(), order.drop(named)))
+    assert tables[0][0] == tables[1][0]
+    assert_frame_equal(tables[0][1], tables[1][1], check_exact=True)
+    assert tables[1][1]["cosine"].null_count() == 0
+
+
+@LAYOUT
+def test_one_trainer_can_be_asked_for(trainer: str, layout: Layout, tmp_path: Path) -> None:
+    """It finds its run, by its layout alone where its marks are shared or missing."""
+    layout(tmp_path / "a")
+    assert [run.trainer for run in search(tmp_path, trainer)[0]] == [trainer]
+
+
+@LAYOUT
+def test_a_damaged_file_is_skipped_and_the_rest_found(trainer: str, layout: Layout, tmp_path: Path) -> None:
+    """A half-written checkpoint in the middle costs that checkpoint, with its reason, and no other."""
+    (run,), _ = search(layout(tmp_path / "runs"))
+    broken = run.checkpoints[2].path
+    broken.write_bytes(broken.read_bytes()[:-16])
+    (run,), skipped = search(tmp_path / "runs")
+    assert [checkpoint.step for checkpoint in run.checkpoints] == [step for step in STEPS if step != STEPS[2]]
+    damaged = [entry for entry in (*skipped, *run.skipped) if not entry.expected]
+    assert [entry.path for entry in damaged] == [broken]
+    assert "truncated" in damaged[0].reason
+
+
+@LAYOUT
+def test_a_moved_run_is_the_same_run(trainer: str, layout: Layout, tmp_path: Path) -> None:
+    """Copied elsewhere, with new times, it tells the same."""
+    layout(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "b" / "c", copy_function=shutil.copyfile)
+    (first,), (second,) = search(tmp_path / "a")[0], search(tmp_path / "b" / "c")[0]
+    told = [
+        [(c.name, c.step, c.epoch, c.learning_rate, c.train_loss) for c in run.checkpoints] for run in (first, second)
+    ]
+    assert told[0] == told[1]
+
+
+@LAYOUT
+def test_logs_of_noise_are_no_obstacle(trainer: str, layout: Layout, tmp_path: Path) -> None:
+    """Every file that is no checkpoint becomes bytes of nothing: the run is found all the same, without a traceback."""
+    layout(tmp_path)
+    for path in tmp_path.rglob("*"):
+        if path.is_file() and path.suffix != ".safetensors" and path.name != ".guard":
+            path.write_bytes(b"\x00\xff{[" * 50)
+    (run,), _ = search(tmp_path)
+    assert run.trainer == trainer
+    assert len(run.checkpoints) >= len(STEPS) - 1
+
+
+def test_one_tree_with_a_run_of_each(tmp_path: Path) -> None:
+    """Mixed, and two trainers in one folder: every run exactly once."""
+    for name, layout in LAYOUTS.items():
+        layout(tmp_path / "tree" / name)
+    LAYOUTS["kohya"](tmp_path / "tree" / "shared")
+    LAYOUTS["diffsynth"](tmp_path / "tree" / "shared")
+    LAYOUTS["diffusers"](tmp_path / "tree" / "shared")
+    runs, skipped = search(tmp_path / "tree")
+    assert sorted((run.path.name, run.trainer) for run in runs) == sorted(
+        [*((name, name) for name in LAYOUTS), *(("shared", name) for name in ("kohya", "diffsynth", "diffusers"))]
+    )
+    assert {len(run.checkpoints) for run in runs} == {len(STEPS)}
+    assert all(entry.expected for entry in skipped)
+
+
+def test_every_trainer_is_documented() -> None:
+    """For `formats`: what it is, how it is recognised, what misleads in its files; and a layout that is tested."""
+    for name, trainer in TRAINERS.items():
+        assert trainer.about
+        assert trainer.recognised
+        assert trainer.traps
+        assert "sav" in trainer.save_more_often, name

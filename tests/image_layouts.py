@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 MODULES = {"blocks.0.self_attn.q": (16, 16), "blocks.0.ffn.0": (24, 16), "blocks.1.self_attn.q": (16, 16)}
 RANK = 2
 STEPS = tuple(range(10, 70, 10))
-RATES = {step: 1e-4 * (1 - step / 100) for step in range(1, 61)}
-LOSSES = {step: 1 / step for step in range(1, 61)}
+RATES = {step: 1e-4 * (1 - step / 100) for step in range(1, 91)}
+LOSSES = {step: 1 / step for step in range(1, 91)}
 BASE = "org/base"
 HEADER = {"lora_adapter_metadata": json.dumps({"transformer.r": RANK, "transformer.lora_alpha": RANK})}
 

@@ -85,12 +85,12 @@ class AiToolkit:
         accumulated = as_count(nested(settings, "train", "gradient_accumulation_steps")) or 1
         found = [_checkpoint(file, accumulated) for file in sorted(files, key=lambda file: file.step is None)]
         log = sqlite_metrics(folder.path / "loss_log.db")
-        rates = log.first("learning_rate").moved(per=accumulated)
         losses = [tag for tag in log.curves if tag.startswith("loss/")]
         meta = files[-1].header.metadata
         name = nested(settings, "model", "name_or_path")
         told = Told(
-            rates=rates if rates.steps else _constant(settings),
+            rates=log.first("learning_rate").moved(per=accumulated),
+            scheduled=_constant(settings),
             train_loss=log.first("loss/loss", *sorted(losses)).moved(per=accumulated),
             held_out=log.first("val/loss").moved(per=accumulated),
             batch_size=_batch(settings, accumulated),

@@ -133,9 +133,7 @@ class Kohya:
             findings=findings,
         )
         if not by_epochs:
-            told = _logged(sessions, offsets, told, logs)
-            if not told.rates.steps:
-                told = replace(told, rates=_rates(last.meta))
+            told = replace(_logged(sessions, offsets, told, logs), scheduled=_rates(last.meta))
         run = assemble(self, folder.path, last.stem, found, told, skipped)
         return as_epochs(run, _EPOCHS_ONLY) if by_epochs else run
 

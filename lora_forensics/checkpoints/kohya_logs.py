@@ -69,7 +69,7 @@ def find_log(found: Mapping[Path, float | None], session: Session, per_epoch: fl
     log = tensorboard_scalars((fitting or list(found))[0])
     covered = max((curve.steps[-1] for curve in log.curves.values()), default=0)
     if not fitting and covered < session.last:
-        return KohyaLog()
+        return KohyaLog(findings=log.findings)
     return KohyaLog(
         rates=_denoiser(log, "lr"),
         adapted_rates=_denoiser(log, _ADAPTED),

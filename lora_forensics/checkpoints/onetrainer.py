@@ -90,17 +90,17 @@ class OneTrainer:
         space = folder.path.parent if folder.path.name == "save" else folder.path
         inner = folder.folders.get("save")
         if not saves and inner is not None:
-            below = Folder.read(inner) if os.access(inner, os.R_OK) else Folder(inner)
+            below = Folder(inner, {name: inner / name for name in _listed(inner)})
             saves = {prefix: list(found) for prefix, found in _saves(below, lost).items()}
             if saves or lost:
                 del folder.folders["save"]
                 yield from _others(below)
-        backups = list(_backups(folder))
-        if backups and saves:
-            lost.append(Skipped(folder.folders.pop("backup"), "backups: training states", expected=True))
-        elif backups:
-            del folder.folders["backup"]
-            saves = {"": backups}
+        spoiled: list[Skipped] = []
+        backups = _backups(folder, spoiled)
+        if backups or spoiled:
+            path = folder.folders.pop("backup")
+            lost += [Skipped(path, "backups: training states", expected=True)] if saves else spoiled
+            saves = saves or ({"": backups} if backups else {})
         for name in [] if saves else _finals(folder):
             yield Skipped(folder.files.pop(name), "a final file of OneTrainer, without the saves of its run")
         for prefix, found in saves.items():
@@ -147,15 +147,19 @@ def _saves(folder: Folder, lost: list[Skipped]) -> dict[str, list[_Save]]:
     return found
 
 
-def _backups(folder: Folder) -> Iterator[_Save]:
+def _backups(folder: Folder, lost: list[Skipped]) -> list[_Save]:
+    """The LoRAs in the backups of a workspace; damaged ones go to `lost`."""
     place = folder.folders.get("backup")
-    for path in sorted(place.iterdir()) if place is not None and os.access(place, os.R_OK) else []:
-        match, weights = _BACKUP.fullmatch(path.name), path / "lora" / "lora.safetensors"
+    found: list[_Save] = []
+    for name in _listed(place) if place else []:
+        weights = folder.path / "backup" / name / "lora" / "lora.safetensors"
+        match = _BACKUP.fullmatch(name)
         if match and weights.is_file():
             try:
-                yield _save(weights, match, read_header(weights))
-            except CheckpointError:
-                continue
+                found.append(_save(weights, match, read_header(weights)))
+            except CheckpointError as error:
+                lost.append(Skipped.because(weights, error))
+    return found
 
 
 def _save(path: Path, match: re.Match[str], header: Header) -> _Save:
@@ -286,9 +290,12 @@ def _held_out(log: Log) -> Curve:
 
 def _stamped(folder: Path, prefix: str) -> dict[str, Path]:
     """What was written at the starts of the trainer, by time."""
-    try:
-        names = sorted(os.listdir(folder))
-    except OSError:
-        return {}
-    found = [(name, _START.fullmatch(name)) for name in names]
+    found = [(name, _START.fullmatch(name)) for name in _listed(folder)]
     return {match["time"]: folder / name for name, match in found if match and match["prefix"] == prefix}
+
+
+def _listed(folder: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []

@@ -52,7 +52,7 @@ class AiToolkit:
         Trap("with an embedding trained too the LoRA is called <name>_LoRA, and the embedding lies beside it"),
         Trap("two experts (Wan 2.2) are saved as _high_noise and _low_noise: two runs"),
         Trap("loss_log.db is in WAL mode: its newest rows lie in a second file, and reading must not create a third"),
-        Trap("what is saved is the EMA where one is kept; the raw weights are not saved"),
+        Trap("what is saved is the EMA where one is kept; the raw weights are not saved", verified=False),
     )
     save_more_often = "lower save.save_every, and raise save.max_step_saves_to_keep (5 by default), which deletes"
 

@@ -83,7 +83,8 @@ class DiffusionPipe:
     def _run(self, folder: Folder, saves: list[tuple[str, int, Checkpoint]], skipped: list[Skipped]) -> Run:
         settings = _settings(folder, saves[-1][2].path.parent)
         log, axis = _on_steps(tensorboard_scalars(folder.path), settings)
-        per_epoch, ends = _epochs(log, settings)
+        last = max((number for kind, number, _ in saves if kind == "epoch"), default=0)
+        per_epoch, ends = _epochs(log, settings, last)
         numbered = [(number, checkpoint) for kind, number, checkpoint in saves if kind == "epoch"]
         by_epochs = len(numbered) == len(saves) and not ends and per_epoch is None
         found = []
@@ -157,17 +158,24 @@ def _on_steps(log: Log, settings: dict[str, Any]) -> tuple[Log, list[Finding]]:
     return Log(curves, log.findings, clocks), []
 
 
-def _epochs(log: Log, settings: dict[str, Any]) -> tuple[float | None, dict[int, int]]:
-    """Steps per epoch, and the last step of every epoch whose end was logged, by the time of the entries."""
+def _epochs(log: Log, settings: dict[str, Any], last: int) -> tuple[float | None, dict[int, int]]:
+    """Steps per epoch, and the last step of every epoch whose end was logged.
+
+    By the time of the entries; else, where `last` is the last epoch of the settings, by the last step.
+    """
     ends, steps = log.clocks.get("train/epoch_loss", Curve()), log.clocks.get("train/loss", Curve())
     if (as_count(settings.get("logging_steps", 1)) or 1) != 1 or not steps.steps:
         return None, {}
     found: dict[int, int] = {}
     for epoch, time in zip(ends.steps, ends.values, strict=True):
-        before = bisect_right(steps.values, time)  # of a log with restarts the later entry of a step is kept: ascending
+        before = bisect_right(steps.values, time)
         if before:
             found[epoch] = steps.steps[before - 1]
-    whole = {step / epoch for epoch, step in found.items()}
+    if len(set(found.values())) < len(found):  # the times are not those of the training
+        found = {}
+    if not found and last == as_count(settings.get("epochs")) and last and steps.steps[-1] % last == 0:
+        return steps.steps[-1] / last, {}
+    whole = {step / epoch for epoch, step in found.items() if epoch}
     return (whole.pop() if len(whole) == 1 else None), found
 
 

@@ -142,10 +142,7 @@ def _clipped(text: str, whole: bool, room: int = 90) -> str:
 
 def _health(page: Page, found: Inspection) -> None:
     base = found.base
-    page.row(
-        "measured",
-        f"against {plain(_near(base.path))}" if base.path else f"without a base model: {plain(base.problem)}",
-    )
+    page.row("measured", f"against {plain(_near(base.path))}" if base.path else f"without a base model: {plain(base.problem)}")
     scales = Counter(module.scale_from for module in found.modules)
     said = {"tensor": "told by the file", "configuration": "told by its settings", "convention": "by convention"}
     told = [f"{said.get(source, 'told nowhere')} ({times})" for source, times in scales.most_common()]

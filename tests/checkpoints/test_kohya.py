@@ -213,6 +213,12 @@ def test_a_resumed_training_is_one_run(tmp_path: Path) -> None:
     assert rules(run) == ["resumed"]
 
 
+def test_a_resumed_training_that_saves_steps_and_epochs_is_one_run(tmp_path: Path) -> None:
+    """Intervals of two sorts: 50 steps, and epochs of 37."""
+    run = only(resumed(tmp_path, [37, 50, 74, 100], [111, 148, 150]))
+    assert [c.step for c in run.checkpoints] == [37, 50, 74, 100, 111, 148, 150]
+
+
 @pytest.mark.parametrize(
     ("first", "second"),
     [

@@ -66,7 +66,8 @@ def nothing_found(paths: Iterable[Path], skipped: Sequence[Skipped]) -> UsageErr
     reasons = "; ".join(f"{entry.path}: {entry.reason}" for entry in skipped[:3])
     more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
     found = f"; left out: {reasons}{more}" if skipped else ""
-    hint = "a run is a folder with checkpoint-<step>/ folders (PEFT) or numbered .safetensors files (kohya); `formats` lists all"
+    hint = "a run is a folder with checkpoint-<step>/ folders (PEFT) or numbered .safetensors files (kohya);"
+    hint += " lora-forensics formats lists all layouts"
     return UsageError(f"no run found in {where}{found}", hint)
 
 
@@ -127,7 +128,8 @@ def _check_root(root: Path) -> None:
         raise UsageError(
             f"{root} does not exist", f"did you mean {root.parent / match[0]}?" if match else "check the path"
         )
-    if _CHECKPOINT.fullmatch(root.resolve().name) and any(root.glob("adapter_model.*")):
+    weights = [*root.glob("adapter_model.*"), *root.glob("pytorch_lora_weights.safetensors")]
+    if _CHECKPOINT.fullmatch(root.resolve().name) and weights:
         raise UsageError(
             f"{root} is one checkpoint of a run; a verdict needs its neighbours",
             f"scan the run: lora-forensics scan {os.path.normpath(root / '..')}",

@@ -29,7 +29,7 @@ TENSOR_FILES = (SAFETENSORS, *PICKLES)
 _METADATA = re.compile(r'\s*\{\s*"__metadata__"\s*:\s*')
 _MAX_HEADER = 100_000_000
 """The limit that the safetensors format sets itself."""
-_STRUCTURE = 1 << 24
+_STRUCTURE = 1 << 22
 """Bytes of a pickle in which names are looked for."""
 
 

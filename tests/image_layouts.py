@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 MODULES = {"blocks.0.self_attn.q": (16, 16), "blocks.0.ffn.0": (24, 16), "blocks.1.self_attn.q": (16, 16)}
 RANK = 2
 STEPS = tuple(range(10, 70, 10))
-RATES = {step: 1e-4 * (1 - step / 100) for step in range(1, 61)}
-LOSSES = {step: 1 / step for step in range(1, 61)}
+RATES = {step: 1e-4 * (1 - step / 100) for step in range(1, 91)}
+LOSSES = {step: 1 / step for step in range(1, 91)}
 BASE = "org/base"
 HEADER = {"lora_adapter_metadata": json.dumps({"transformer.r": RANK, "transformer.lora_alpha": RANK})}
 
@@ -151,7 +151,10 @@ def simpletuner(folder: Path, steps: Sequence[int] = STEPS, **config: Any) -> Pa
     known = {"pretrained_model_name_or_path": BASE, "train_batch_size": 2, "gradient_accumulation_steps": 1, **config}
     (folder / "training_metrics.json").write_text(json.dumps({"schema_version": 1, "config": known}))
     lines = [
-        {"step": step, "metrics": {"learning_rate": RATES[step], "train_loss": LOSSES[step], "epoch": step // 20 + 1}}
+        {
+            "step": step,
+            "metrics": {"learning_rate": RATES[step], "train_loss": LOSSES[step], "epoch": (step - 1) // 20 + 1},
+        }
         for step in range(1, steps[-1] + 1)
     ]
     (folder / "training_metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -52,7 +52,7 @@ class AiToolkit:
         Trap("with an embedding trained too the LoRA is called <name>_LoRA, and the embedding lies beside it"),
         Trap("two experts (Wan 2.2) are saved as _high_noise and _low_noise: two runs"),
         Trap("loss_log.db is in WAL mode: its newest rows lie in a second file, and reading must not create a third"),
-        Trap("what is saved is the EMA where one is kept; the raw weights are not saved"),
+        Trap("what is saved is the EMA where one is kept; the raw weights are not saved", verified=False),
     )
     save_more_often = "lower save.save_every, and raise save.max_step_saves_to_keep (5 by default), which deletes"
 
@@ -85,12 +85,12 @@ class AiToolkit:
         accumulated = as_count(nested(settings, "train", "gradient_accumulation_steps")) or 1
         found = [_checkpoint(file, accumulated) for file in sorted(files, key=lambda file: file.step is None)]
         log = sqlite_metrics(folder.path / "loss_log.db")
-        rates = log.first("learning_rate").moved(per=accumulated)
         losses = [tag for tag in log.curves if tag.startswith("loss/")]
         meta = files[-1].header.metadata
         name = nested(settings, "model", "name_or_path")
         told = Told(
-            rates=rates if rates.steps else _constant(settings),
+            rates=log.first("learning_rate").moved(per=accumulated),
+            scheduled=_constant(settings),
             train_loss=log.first("loss/loss", *sorted(losses)).moved(per=accumulated),
             held_out=log.first("val/loss").moved(per=accumulated),
             batch_size=_batch(settings, accumulated),

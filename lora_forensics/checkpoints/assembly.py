@@ -17,6 +17,9 @@ class Told:
     """What a trainer left about one run; all steps are optimizer steps, what is unknown is empty."""
 
     rates: Curve = field(default_factory=Curve)
+    """As logged; where the log does not reach, nothing is known."""
+    scheduled: Curve = field(default_factory=Curve)
+    """Rates as the settings determine them, at all steps; they count where no log tells them."""
     train_loss: Curve = field(default_factory=Curve)
     held_out: Curve = field(default_factory=Curve)
     epochs: Curve = field(default_factory=Curve)
@@ -47,7 +50,7 @@ def assemble(
         name=name,
         path=folder,
         trainer=trainer.name,
-        checkpoints=with_rates(known, told.rates),
+        checkpoints=_rated(known, told),
         unplaced=placed.unplaced,
         steps_per_epoch=told.steps_per_epoch,
         train_samples=told.train_samples,
@@ -101,10 +104,23 @@ def mean_of(curves: Sequence[Curve]) -> Curve:
     return Curve.of((step, sum(curve.at(step) or 0.0 for curve in curves) / len(curves)) for step in steps)
 
 
+def _rated(checkpoints: Sequence[Checkpoint], told: Told) -> tuple[Checkpoint, ...]:
+    """With learning rates and doses; unknown where neither log nor settings tell them."""
+    covered = [told.rates.covers(checkpoint.step or 0) for checkpoint in checkpoints]
+    if not all(covered) and told.scheduled.steps:
+        return with_rates(checkpoints, told.scheduled)
+    from_start = told.rates.covers(1)
+    return tuple(
+        replace(c, learning_rate=c.learning_rate if known else None, dose=c.dose if known and from_start else None)
+        for c, known in zip(with_rates(checkpoints, told.rates), covered, strict=True)
+    )
+
+
 def _dated(checkpoint: Checkpoint, told: Told) -> Checkpoint:
     step, epoch = checkpoint.step or 0, checkpoint.epoch
     if epoch is None:
         epoch = told.epochs.at(step)
     if epoch is None and told.steps_per_epoch:
         epoch = step / told.steps_per_epoch
-    return replace(checkpoint, epoch=epoch, train_loss=told.train_loss.last(step), held_out_loss=told.held_out.at(step))
+    loss = told.train_loss.last(step) if told.train_loss.covers(step) else None
+    return replace(checkpoint, epoch=epoch, train_loss=loss, held_out_loss=told.held_out.at(step))

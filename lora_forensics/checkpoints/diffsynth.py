@@ -22,7 +22,7 @@ from lora_forensics.records import BaseReference, Checkpoint, Finding, Run, Skip
 from lora_forensics.values import as_count, as_number, read_object
 
 _NAME = re.compile(r"(step|epoch)-(\d{1,15})\.safetensors")
-_MODEL = re.compile(r"[^:,\"'\[\]\s]+")
+_PATH = re.compile(r'"([^"]+)"')
 _RAMP = 5
 """Steps at the start with a third of the rate: torch's ConstantLR as it is without arguments."""
 _EPOCHS_ONLY = Finding(
@@ -46,7 +46,8 @@ class DiffSynth:
         Trap("the rate of the first five steps is a third of --learning_rate"),
         Trap("keys hold the adapter's name (lora_A.default.weight), their prefix depends on an argument"),
         Trap(
-            "a rerun into one folder overwrites files of equal names: what is left of the older run is not told apart"
+            "a rerun into one folder leaves files of the older run, which are not told apart",
+            verified=False,
         ),
     )
     save_more_often = "set --save_steps to a smaller number of batches"
@@ -89,7 +90,7 @@ class DiffSynth:
                 step = round((number + 1) * per_epoch) if per_epoch else None
                 placed.append(replace(checkpoint, step=step, epoch=float(number + 1)))
         told = Told(
-            rates=_rates(arguments),
+            scheduled=_rates(arguments),
             train_loss=losses.moved(per=accumulated),
             steps_per_epoch=per_epoch,
             batch_size=accumulated if arguments else None,  # its loader gives one sample at a time
@@ -98,7 +99,7 @@ class DiffSynth:
         )
         if per_epoch is None and len(epochs) == len(found):
             counted = [replace(c, step=(c.step or 0) + 1) for _, c in found]
-            told = replace(told, rates=Curve(), train_loss=Curve())
+            told = replace(told, scheduled=Curve(), train_loss=Curve())
             return as_epochs(assemble(self, folder.path, "", counted, told, lost), _EPOCHS_ONLY)
         return assemble(self, folder.path, "", placed, told, lost)
 
@@ -135,6 +136,8 @@ def _number(text: str | None) -> float | None:
 
 def _base(arguments: dict[str, Any]) -> str | None:
     """The first model that --model_id_with_origin_paths or --model_paths names."""
-    named = arguments.get("model_id_with_origin_paths") or arguments.get("model_paths")
-    match = _MODEL.search(named) if isinstance(named, str) else None
-    return match[0] if match else None
+    repository, paths = arguments.get("model_id_with_origin_paths"), arguments.get("model_paths")
+    if isinstance(repository, str) and repository:
+        return repository.partition(",")[0].partition(":")[0]
+    match = _PATH.search(paths) if isinstance(paths, str) else None
+    return match[1] if match else None

@@ -23,12 +23,14 @@ from lora_forensics.checkpoints.logs.settings import nested, read_toml
 from lora_forensics.checkpoints.logs.tensorboard import tensorboard_scalars
 from lora_forensics.errors import CheckpointError
 from lora_forensics.records import BaseReference, Checkpoint, Finding, Run, Skipped
+from lora_forensics.tensors import read_header
 from lora_forensics.values import as_count, as_number
 
 _FOLDER = re.compile(r"(epoch|step)(\d{1,15})")
 _WEIGHTS = ("adapter_model.safetensors", "lora.safetensors")
 _CONFIG = "adapter_config.json"
 _STATE = re.compile(r"global_step\d+")
+_PREFIX = "diffusion_model."
 _BASES = ("transformer_path", "checkpoint_path", "diffusers_path", "ckpt_path", "diffusion_model", "unet_path")
 _EPOCHS_ONLY = Finding(
     "epochs-only",
@@ -59,9 +61,11 @@ class DiffusionPipe:
         """One run: the saves below `folder`."""
         saves: list[tuple[str, int, Checkpoint]] = []
         skipped: list[Skipped] = []
+        beside = (*folder.files, *folder.folders)
+        marked = folder.insisted or any(name.endswith(".toml") or _STATE.fullmatch(name) for name in beside)
         for name in list(folder.folders):
             match = _FOLDER.fullmatch(name)
-            entry = _open(folder.folders[name], name, folder.insisted) if match else None
+            entry = _open(folder.folders[name], name, marked) if match else None
             if match is None or entry is None:
                 continue
             del folder.folders[name]
@@ -79,7 +83,8 @@ class DiffusionPipe:
     def _run(self, folder: Folder, saves: list[tuple[str, int, Checkpoint]], skipped: list[Skipped]) -> Run:
         settings = _settings(folder, saves[-1][2].path.parent)
         log, axis = _on_steps(tensorboard_scalars(folder.path), settings)
-        per_epoch, ends = _epochs(log, settings)
+        last = max((number for kind, number, _ in saves if kind == "epoch"), default=0)
+        per_epoch, ends = _epochs(log, settings, last)
         numbered = [(number, checkpoint) for kind, number, checkpoint in saves if kind == "epoch"]
         by_epochs = len(numbered) == len(saves) and not ends and per_epoch is None
         found = []
@@ -90,7 +95,8 @@ class DiffusionPipe:
             found.append(replace(checkpoint, step=step, epoch=float(number) if kind == "epoch" else None))
         batch, gas = as_count(settings.get("micro_batch_size_per_gpu")), settings.get("gradient_accumulation_steps", 1)
         told = Told(
-            rates=Curve() if by_epochs else _rates(log, settings, per_epoch),
+            rates=Curve() if by_epochs else _own_rates(log, settings),
+            scheduled=Curve() if by_epochs else _scheduled(settings, per_epoch),
             train_loss=Curve() if by_epochs else log.first("train/loss"),
             held_out=Curve() if by_epochs else _held_out(log, settings),
             steps_per_epoch=per_epoch,
@@ -102,22 +108,31 @@ class DiffusionPipe:
         return as_epochs(run, _EPOCHS_ONLY) if by_epochs else run
 
 
-def _open(path: Path, name: str, insisted: bool) -> Checkpoint | Skipped | None:
-    """The adapter in the folder of one save; None if it is none of this trainer's."""
+def _open(path: Path, name: str, marked: bool) -> Checkpoint | Skipped | None:
+    """The adapter in the folder of one save; None if it is none of this trainer's.
+
+    Args:
+        path: the folder.
+        name: its name, relative to the run.
+        marked: what lies beside the folder is this trainer's.
+    """
     try:
-        names = set(os.listdir(path))
+        names = {entry for entry in os.listdir(path) if not entry.endswith(".toml")}
+        marked = marked or len(names) < len(os.listdir(path))
     except OSError:
         return None
     weights = next((weights for weights in _WEIGHTS if weights in names), None)
-    ours = insisted or any(entry.endswith(".toml") for entry in names)
-    if "tmp" in names and (weights or names == {"tmp"}):
+    if "tmp" in names and names <= {"tmp", _CONFIG, *_WEIGHTS}:
         return Skipped(path, "has a folder tmp: the save was not finished")
-    if weights is None or not ours:
+    if weights is None:
         return None
     try:
+        header = read_header(path / weights)
+        if not (marked or any(key.startswith(_PREFIX) for key in header.infos)):
+            return None
         return stat_checkpoint(path / weights, f"{name}/{weights}", None, path / _CONFIG if _CONFIG in names else None)
     except CheckpointError as error:
-        return Skipped.because(path / weights, error)
+        return Skipped.because(path / weights, error) if marked else None
 
 
 def _settings(folder: Folder, save: Path) -> dict[str, Any]:
@@ -143,27 +158,38 @@ def _on_steps(log: Log, settings: dict[str, Any]) -> tuple[Log, list[Finding]]:
     return Log(curves, log.findings, clocks), []
 
 
-def _epochs(log: Log, settings: dict[str, Any]) -> tuple[float | None, dict[int, int]]:
-    """Steps per epoch, and the last step of every epoch whose end was logged, by the time of the entries."""
+def _epochs(log: Log, settings: dict[str, Any], last: int) -> tuple[float | None, dict[int, int]]:
+    """Steps per epoch, and the last step of every epoch whose end was logged.
+
+    By the time of the entries; else, where `last` is the last epoch of the settings, by the last step.
+    """
     ends, steps = log.clocks.get("train/epoch_loss", Curve()), log.clocks.get("train/loss", Curve())
     if (as_count(settings.get("logging_steps", 1)) or 1) != 1 or not steps.steps:
         return None, {}
     found: dict[int, int] = {}
     for epoch, time in zip(ends.steps, ends.values, strict=True):
-        before = bisect_right(steps.values, time)  # of a log with restarts the later entry of a step is kept: ascending
+        before = bisect_right(steps.values, time)
         if before:
             found[epoch] = steps.steps[before - 1]
-    whole = {step / epoch for epoch, step in found.items()}
+    if len(set(found.values())) < len(found):  # the times are not those of the training
+        found = {}
+    if not found and last == as_count(settings.get("epochs")) and last and steps.steps[-1] % last == 0:
+        return steps.steps[-1] / last, {}
+    whole = {step / epoch for epoch, step in found.items() if epoch}
     return (whole.pop() if len(whole) == 1 else None), found
 
 
-def _rates(log: Log, settings: dict[str, Any], per_epoch: float | None) -> Curve:
-    """By the optimizer's own log, else by lr, warm-up and schedule of the TOML."""
+def _own_rates(log: Log, settings: dict[str, Any]) -> Curve:
+    """Of optimizers that find their own."""
     rate = as_number(nested(settings, "optimizer", "lr"))
-    if "train/automagic_avg_lr" in log.curves:
-        return log.curves["train/automagic_avg_lr"]
-    if "train/prodigy_d" in log.curves:
-        return log.curves["train/prodigy_d"].times(rate) if rate is not None else Curve()
+    if "train/prodigy_d" in log.curves and rate is not None:
+        return log.curves["train/prodigy_d"].times(rate)
+    return log.first("train/automagic_avg_lr")
+
+
+def _scheduled(settings: dict[str, Any], per_epoch: float | None) -> Curve:
+    """By lr, warm-up and schedule of the TOML."""
+    rate = as_number(nested(settings, "optimizer", "lr"))
     kind = str(nested(settings, "optimizer", "type") or "").lower()
     if (
         rate is None

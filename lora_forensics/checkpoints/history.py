@@ -32,6 +32,13 @@ class Curve:
         steps = tuple(sorted(known))
         return cls(steps, tuple(known[step] for step in steps))
 
+    def covers(self, step: int) -> bool:
+        """Whether this log tells of a step: it may begin and end one interval away from it."""
+        if not self.steps:
+            return False
+        interval = max((two - one for one, two in pairwise(self.steps)), default=self.steps[0])
+        return self.steps[0] - interval <= step <= self.steps[-1] + interval
+
     def moved(self, by: int = 0, per: int = 1) -> Curve:
         """The same values at (step + by) // per: of a log that counts from 0, or that counts micro-batches."""
         return Curve.of(((step + by) // per, value) for step, value in zip(self.steps, self.values, strict=True))

@@ -16,7 +16,7 @@ from typing import Literal
 from lora_forensics.checkpoints.assembly import Told, as_epochs, assemble
 from lora_forensics.checkpoints.history import Curve, schedule
 from lora_forensics.checkpoints.interface import Folder, Trap, from_header, stat_checkpoint
-from lora_forensics.checkpoints.kohya_logs import Session, find_log, log_folders
+from lora_forensics.checkpoints.kohya_logs import Start, find_log, log_folders
 from lora_forensics.checkpoints.sessions import continued, goes_on, resumed, superseded
 from lora_forensics.errors import CheckpointError
 from lora_forensics.records import BaseReference, Checkpoint, Finding, Run, Skipped
@@ -112,19 +112,20 @@ class Kohya:
         runs = _joined(groups)
         logs = log_folders(folder.path) if runs else {}
         for run in runs:
-            yield self._run(folder, run, tuple(damaged.pop(run[0][0].stem, ())), _Logs(logs, alone=len(runs) == 1))
+            yield self._run(
+                folder, run, tuple(damaged.pop(run[0].files[0].stem, ())), _Logs(logs, alone=len(runs) == 1)
+            )
 
     def owns(self, header: Header) -> bool:
         """Whether a file with kohya's names is this trainer's; OneTrainer writes its own mark into the header."""
         return "ot_branch" not in header.metadata
 
-    def _run(self, folder: Folder, sessions: Sequence[_Group], skipped: tuple[Skipped, ...], logs: _Logs) -> Run:
-        per_epoch = _steps_per_epoch(sessions[0])
-        offsets = [0, *(_offset(group, per_epoch) for group in sessions[1:])]
-        files = [file for group in sessions for file in group]
-        last = max(sessions[-1], key=lambda file: (_int(file.meta, "ss_steps") or 0, len(file.meta)))
+    def _run(self, folder: Folder, sessions: Sequence[_Session], skipped: tuple[Skipped, ...], logs: _Logs) -> Run:
+        per_epoch = _steps_per_epoch(sessions[0].files)
+        files = [file for session in sessions for file in session.files]
+        last = max(sessions[-1].files, key=lambda file: (_int(file.meta, "ss_steps") or 0, len(file.meta)))
         by_epochs = all(file.step is None for file in files) and any(file.epoch for file in files)
-        found, findings = _checkpoints(sessions, offsets, by_epochs, per_epoch)
+        found, findings = _checkpoints(sessions, by_epochs, per_epoch)
         told = Told(
             steps_per_epoch=per_epoch,
             train_samples=_int(last.meta, self.samples),
@@ -133,9 +134,7 @@ class Kohya:
             findings=findings,
         )
         if not by_epochs:
-            told = _logged(sessions, offsets, told, logs)
-            if not told.rates.steps:
-                told = replace(told, rates=_rates(last.meta))
+            told = replace(_logged(sessions, told, logs), scheduled=_rates(last.meta))
         run = assemble(self, folder.path, last.stem, found, told, skipped)
         return as_epochs(run, _EPOCHS_ONLY) if by_epochs else run
 
@@ -216,26 +215,40 @@ def _sessions(files: list[_File]) -> list[list[_File]]:
     return groups
 
 
-def _joined(groups: Sequence[_Group]) -> list[list[_Group]]:
+@dataclass(frozen=True, slots=True)
+class _Session:
+    """The files of one start of the trainer."""
+
+    files: _Group
+    offset: int = 0
+    """Steps of the run before it, where it counts its own from 0."""
+
+
+def _joined(groups: Sequence[_Group]) -> list[list[_Session]]:
     """Runs as their sessions: a later session of the stem that goes on where the one before ends joins it."""
-    runs: list[list[_Group]] = []
+    runs: list[list[_Session]] = []
     for group in groups:
-        before = runs[-1][-1] if runs else []
-        if before and before[0].stem == group[0].stem and _resumes(before, group):
-            runs[-1].append(group)
+        before = runs[-1][-1] if runs else None
+        offset = _resumed_at(before, group) if before and before.files[0].stem == group[0].stem else None
+        if offset is None:
+            several = len({file.epoch for file in group if file.epoch and file.step}) > 1
+            runs.append([_Session(group, _offset(group, _steps_per_epoch(group)) if several else 0)])
         else:
-            runs.append([group])
+            runs[-1].append(_Session(group, offset))
     return runs
 
 
-def _resumes(before: _Group, after: _Group) -> bool:
-    one, two = (max((file.meta for file in group), key=len) for group in (before, after))
+def _resumed_at(before: _Session, after: _Group) -> int | None:
+    """What is to be added to the steps of a session that resumed the one before; None if it is another training."""
+    one, two = (max((file.meta for file in group), key=len) for group in (before.files, after))
     if any(one.get(key) != two.get(key) for key in _LASTING):
-        return False
-    steps = [sorted({file.step for file in group if file.step is not None}) for group in (before, after)]
+        return None
+    steps = [sorted({file.step for file in group if file.step is not None}) for group in (before.files, after)]
     if steps[0] and steps[1] and steps[1][0] > steps[0][-1] and goes_on(steps[0], steps[1]):
-        return True
-    return _offset(after, _steps_per_epoch(before)) > 0 and _offset(before, _steps_per_epoch(before)) == 0
+        return before.offset
+    per_epoch = _steps_per_epoch(before.files)
+    offset = _offset(after, per_epoch)
+    return offset if offset > _offset(before.files, per_epoch) == before.offset else None
 
 
 def _offset(group: _Group, per_epoch: float | None) -> int:
@@ -252,18 +265,18 @@ def _offset(group: _Group, per_epoch: float | None) -> int:
 
 
 def _checkpoints(
-    sessions: Sequence[_Group], offsets: Sequence[int], by_epochs: bool, per_epoch: float | None
+    sessions: Sequence[_Session], by_epochs: bool, per_epoch: float | None
 ) -> tuple[list[Checkpoint], tuple[Finding, ...]]:
     """The checkpoints of a run, those that count first; where it was resumed, what was saved after that is left out."""
     found: list[Checkpoint] = []
     findings: list[Finding] = []
     end = math.inf
-    for number in reversed(range(len(sessions))):
+    for session in reversed(sessions):
         # where an epoch ends on a step that was saved, two numbered files and the last one can be of one step
-        ordered = sorted(sessions[number], key=lambda file: ("step", "epoch", "last").index(file.kind))
+        ordered = sorted(session.files, key=lambda file: ("step", "epoch", "last").index(file.kind))
         placed = []
         for file in ordered:
-            step = file.epoch if by_epochs else None if file.step is None else file.step + offsets[number]
+            step = file.epoch if by_epochs else None if file.step is None else file.step + session.offset
             epoch = file.epoch or (step / per_epoch if step and per_epoch else None)
             placed.append(replace(file.checkpoint(step), epoch=None if epoch is None else float(epoch)))
         lost = [c for c in placed if c.step is not None and c.step >= end]
@@ -271,21 +284,22 @@ def _checkpoints(
             findings.append(superseded(lost, int(end)))
         found += [c for c in placed if c not in lost]
         first = min((c.step for c in found if c.step is not None), default=0)
-        if number:
+        if session is not sessions[0] or session.offset:
             findings.append(resumed(first))
         end = first
     return found, tuple(findings)
 
 
-def _logged(sessions: Sequence[_Group], offsets: list[int], told: Told, found: _Logs) -> Told:
+def _logged(sessions: Sequence[_Session], told: Told, found: _Logs) -> Told:
     """With rates and losses of the TensorBoard logs of all sessions, on one axis of steps."""
     logs = []
-    for group, offset in zip(sessions, offsets, strict=True):
-        meta = max((file.meta for file in group), key=len)
-        last = max((file.step or 0 for file in group), default=0)
-        session = Session(_float(meta, "ss_training_started_at"), _latest(group), last, found.alone)
-        logs.append(find_log(found.folders, session, told.steps_per_epoch, offset))
-    adaptive = any(_ADAPTIVE.search(file.meta.get("ss_optimizer", "")) for group in sessions for file in group)
+    for session in sessions:
+        meta = max((file.meta for file in session.files), key=len)
+        last = max((file.step or 0 for file in session.files), default=0)
+        start = Start(_float(meta, "ss_training_started_at"), _latest(session.files), last, found.alone)
+        logs.append(find_log(found.folders, start, told.steps_per_epoch, session.offset))
+    offsets = [session.offset for session in sessions]
+    adaptive = any(_ADAPTIVE.search(file.meta.get("ss_optimizer", "")) for s in sessions for file in s.files)
     return replace(
         told,
         rates=continued([log.adapted_rates if adaptive else log.rates for log in logs], offsets),
@@ -302,10 +316,13 @@ def _latest(group: _Group) -> float | None:
 
 
 def _steps_per_epoch(files: list[_File]) -> float | None:
-    """From an epoch file's own step, else from the recorded batches (on one process)."""
-    for file in files:
-        if file.epoch and file.step:
-            return file.step / file.epoch
+    """From the epoch files' own steps, else from the recorded batches (on one process)."""
+    ends = sorted({(file.epoch, file.step) for file in files if file.epoch and file.step})
+    if len(ends) > 1 and ends[-1][0] > ends[0][0]:  # their distance: a resumed session counts its steps from 0
+        slope = (ends[-1][1] - ends[0][1]) / (ends[-1][0] - ends[0][0])
+        return slope if slope > 0 else None
+    if ends:
+        return ends[0][1] / ends[0][0]
     for file in files:
         batches = _int(file.meta, "ss_num_batches_per_epoch")
         if batches:

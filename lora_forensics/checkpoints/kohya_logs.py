@@ -27,7 +27,7 @@ _HELD_OUT_EPOCHS = "loss/validation/epoch_average"
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
+class Start:
     """What is known of one start of the trainer."""
 
     started: float | None
@@ -51,25 +51,25 @@ class KohyaLog:
     findings: tuple[Finding, ...] = ()
 
 
-def find_log(found: Mapping[Path, float | None], session: Session, per_epoch: float | None, offset: int) -> KohyaLog:
+def find_log(found: Mapping[Path, float | None], start: Start, per_epoch: float | None, offset: int) -> KohyaLog:
     """The log of a session; empty if none, or more than one, can be its log.
 
     Args:
         found: folders with logs and when they were begun, by `log_folders`.
-        session: whose log is looked for.
+        start: whose log is looked for.
         per_epoch: steps per epoch, for what is logged over epochs.
-        offset: steps of the run before this session.
+        offset: steps of the run before this start.
     """
-    fitting = [path for path, begun in found.items() if _fits(begun, session)]
+    fitting = [path for path, begun in found.items() if _fits(begun, start)]
     if len(fitting) > 1:
         message = f"{len(fitting)} TensorBoard logs can be this run's, first {fitting[0]}; none is read"
         return KohyaLog(findings=(unreadable("learning rates and losses", message),))
-    if not fitting and not (session.alone and len(found) == 1):
+    if not fitting and not (start.alone and len(found) == 1):
         return KohyaLog()
     log = tensorboard_scalars((fitting or list(found))[0])
     covered = max((curve.steps[-1] for curve in log.curves.values()), default=0)
-    if not fitting and covered < session.last:
-        return KohyaLog()
+    if not fitting and covered < start.last:
+        return KohyaLog(findings=log.findings)
     return KohyaLog(
         rates=_denoiser(log, "lr"),
         adapted_rates=_denoiser(log, _ADAPTED),
@@ -79,10 +79,10 @@ def find_log(found: Mapping[Path, float | None], session: Session, per_epoch: fl
     )
 
 
-def _fits(begun: float | None, session: Session) -> bool:
-    if begun is None or session.started is None or session.saved is None:
+def _fits(begun: float | None, start: Start) -> bool:
+    if begun is None or start.started is None or start.saved is None:
         return False
-    return session.started - 1 <= begun <= session.saved + 1
+    return start.started - 1 <= begun <= start.saved + 1
 
 
 def _denoiser(log: Log, prefix: str) -> Curve:

@@ -16,7 +16,7 @@ class Musubi(Kohya):
     traps: tuple[Trap, ...] = (
         Trap("ss_epoch counts finished epochs in step files and from 1 in epoch files: epochs follow from the step"),
         Trap("no hash of the base model is recorded, only its name"),
-        Trap("saves were 16-bit until June 2026: rounding noise is larger than in later ones"),
+        Trap("saves were 16-bit until June 2026: rounding noise is larger than in later ones", verified=False),
         Trap(
             "a resumed training counts steps and epochs from 0 again: it cannot be told from a rerun, and is a new run"
         ),

@@ -58,9 +58,16 @@ class _Session:
     log: Log
 
     @property
-    def first_logged(self) -> int | None:
-        steps = self.log.first("loss/train_step").steps
-        return steps[0] if steps else None
+    def accumulated(self) -> int:
+        """Batches for one step of the optimizer."""
+        return as_count(self.settings.get("gradient_accumulation_steps")) or 1
+
+    def goes_on(self, before: Sequence[_Save]) -> bool:
+        """Whether it went on from a backup: by the first step that it logged, else by those that it saved."""
+        logged = self.log.first("loss/train_step").steps
+        if logged:
+            return logged[0] >= self.accumulated
+        return goes_on([save.step for save in before], [save.step for save in self.saves])
 
 
 class OneTrainer:
@@ -86,34 +93,33 @@ class OneTrainer:
     def find(self, folder: Folder) -> Iterator[Run | Skipped]:
         """The runs whose workspace or save folder is `folder`."""
         lost: list[Skipped] = []
-        saves = {prefix: list(found) for prefix, found in _saves(folder, lost).items()}
+        saves = _saves(folder, lost)
         space = folder.path.parent if folder.path.name == "save" else folder.path
         inner = folder.folders.get("save")
         if not saves and inner is not None:
-            below = Folder.read(inner) if os.access(inner, os.R_OK) else Folder(inner)
-            saves = {prefix: list(found) for prefix, found in _saves(below, lost).items()}
+            below = Folder(inner, {name: inner / name for name in _listed(inner)})
+            saves = _saves(below, lost)
             if saves or lost:
                 del folder.folders["save"]
                 yield from _others(below)
-        backups = list(_backups(folder))
-        if backups and saves:
-            lost.append(Skipped(folder.folders.pop("backup"), "backups: training states", expected=True))
-        elif backups:
-            del folder.folders["backup"]
-            saves = {"": backups}
+        spoiled: list[Skipped] = []
+        backups = _backups(folder, spoiled)
+        if backups or spoiled:
+            path = folder.folders.pop("backup")
+            lost += [Skipped(path, "backups: training states", expected=True)] if saves else spoiled
+            saves = saves or ({None: backups} if backups else {})
         for name in [] if saves else _finals(folder):
             yield Skipped(folder.files.pop(name), "a final file of OneTrainer, without the saves of its run")
         for prefix, found in saves.items():
-            sessions = _sessions(found, prefix, space)
-            for run in _joined(sessions):
-                inside = [s for s in lost if _of(s, prefix)] if run is not sessions else lost
-                lost = [s for s in lost if s not in inside]
-                yield self._run(folder.path, prefix, run, inside)
+            for run in _joined(_sessions(found, prefix, space)):
+                mine = [entry for entry in lost if entry.expected or entry.path.name.startswith(prefix or "")]
+                lost = [entry for entry in lost if entry not in mine]
+                yield self._run(folder.path, prefix or "", run, mine)
         yield from lost
 
     def _run(self, folder: Path, prefix: str, sessions: Sequence[_Session], lost: list[Skipped]) -> Run:
         settings = next((s.settings for s in reversed(sessions) if s.settings), {})
-        accumulated = as_count(settings.get("gradient_accumulation_steps")) or 1
+        accumulated = sessions[-1].accumulated
         saves = [save for session in sessions for save in session.saves]
         per_epoch = next(((save.step - save.inside) / save.epoch for save in saves if save.epoch), None)
         found, findings = _checkpoints(sessions, folder, accumulated, per_epoch)
@@ -135,27 +141,32 @@ class OneTrainer:
         return assemble(self, folder, prefix.rstrip("-_ "), found, told, lost)
 
 
-def _saves(folder: Folder, lost: list[Skipped]) -> dict[str, list[_Save]]:
+def _saves(folder: Folder, lost: list[Skipped]) -> dict[str | None, list[_Save]]:
     """The saves of a folder by prefix, taken out of it; damaged ones go to `lost`."""
-    found: dict[str, list[_Save]] = {}
-    for name in [name for name in folder.files if _SAVE.fullmatch(name)]:
-        match, path, header = _SAVE.fullmatch(name), folder.files.pop(name), folder.header(name)
-        if match is None or isinstance(header, CheckpointError):
-            lost.append(Skipped.because(path, header if isinstance(header, CheckpointError) else CheckpointError("")))
+    found: dict[str | None, list[_Save]] = {}
+    matches = [match for name in folder.files if (match := _SAVE.fullmatch(name))]
+    for match in matches:
+        path, header = folder.files.pop(match.string), folder.header(match.string)
+        if isinstance(header, CheckpointError):
+            lost.append(Skipped.because(path, header))
         else:
             found.setdefault(match["prefix"], []).append(_save(path, match, header))
     return found
 
 
-def _backups(folder: Folder) -> Iterator[_Save]:
+def _backups(folder: Folder, lost: list[Skipped]) -> list[_Save]:
+    """The LoRAs in the backups of a workspace; damaged ones go to `lost`."""
     place = folder.folders.get("backup")
-    for path in sorted(place.iterdir()) if place is not None and os.access(place, os.R_OK) else []:
-        match, weights = _BACKUP.fullmatch(path.name), path / "lora" / "lora.safetensors"
+    found: list[_Save] = []
+    for name in _listed(place) if place else []:
+        weights = folder.path / "backup" / name / "lora" / "lora.safetensors"
+        match = _BACKUP.fullmatch(name)
         if match and weights.is_file():
             try:
-                yield _save(weights, match, read_header(weights))
-            except CheckpointError:
-                continue
+                found.append(_save(weights, match, read_header(weights)))
+            except CheckpointError as error:
+                lost.append(Skipped.because(weights, error))
+    return found
 
 
 def _save(path: Path, match: re.Match[str], header: Header) -> _Save:
@@ -174,11 +185,7 @@ def _others(folder: Folder) -> Iterator[Skipped]:
             yield Skipped(path, "in a save folder of OneTrainer, but not named like a save")
 
 
-def _of(entry: Skipped, prefix: str) -> bool:
-    return not _SAVE.fullmatch(entry.path.name) or entry.path.name.startswith(prefix)
-
-
-def _sessions(saves: list[_Save], prefix: str, space: Path) -> list[_Session]:
+def _sessions(saves: list[_Save], prefix: str | None, space: Path) -> list[_Session]:
     """The saves between the starts of the trainer; each start writes its settings and begins a log."""
     settings, logs = _stamped(space / "config", prefix), _stamped(space / "tensorboard", prefix)
     grouped: dict[tuple[str, str], list[_Save]] = {}
@@ -209,10 +216,7 @@ def _joined(sessions: list[_Session]) -> list[list[_Session]]:
     """Runs as their sessions: one that went on from a backup joins the one before."""
     runs: list[list[_Session]] = []
     for session in sessions:
-        before = [save.step for save in runs[-1][-1].saves] if runs else []
-        first = session.first_logged
-        onward = first > 0 if first is not None else goes_on(before, [save.step for save in session.saves])
-        if before and onward:
+        if runs and session.goes_on(runs[-1][-1].saves):
             runs[-1].append(session)
         else:
             runs.append([session])
@@ -260,12 +264,12 @@ def _final(session: _Session, folder: Path, accumulated: int) -> Checkpoint | No
     for path in places:
         try:
             header = read_header(path)
-        except CheckpointError:
+            name = Path(os.path.relpath(path, folder)).as_posix()
+        except (CheckpointError, ValueError):  # on Windows no relative path leads to another drive
             continue
         if header.infos == last.header.infos and header.modified >= last.header.modified:
             logged = session.log.first("loss/train_step").steps
             step = (logged[-1] + 1) // accumulated if logged else None
-            name = Path(os.path.relpath(path, folder)).as_posix()
             return replace(from_header(path, name, step, header), scale=_scale(header))
     return None
 
@@ -284,11 +288,14 @@ def _held_out(log: Log) -> Curve:
     return log.curves[whole] if whole in tags else mean_of([log.curves[tag] for tag in tags])
 
 
-def _stamped(folder: Path, prefix: str) -> dict[str, Path]:
-    """What was written at the starts of the trainer, by time."""
+def _stamped(folder: Path, prefix: str | None) -> dict[str, Path]:
+    """What was written at the starts of the trainer, by time; of any prefix for None, since backups have none."""
+    found = [(name, _START.fullmatch(name)) for name in _listed(folder)]
+    return {match["time"]: folder / name for name, match in found if match and prefix in (None, match["prefix"])}
+
+
+def _listed(folder: Path) -> list[str]:
     try:
-        names = sorted(os.listdir(folder))
+        return sorted(os.listdir(folder))
     except OSError:
-        return {}
-    found = [(name, _START.fullmatch(name)) for name in names]
-    return {match["time"]: folder / name for name, match in found if match and match["prefix"] == prefix}
+        return []

@@ -12,11 +12,12 @@ from lora_forensics.records import Checkpoint, Finding
 def goes_on(before: Sequence[int], after: Sequence[int]) -> bool:
     """Whether a later session, which saved at the steps `after`, resumed the one that saved at `before`.
 
-    A rerun starts at its first interval again. Both ascend. One checkpoint tells no interval, and joins nothing.
+    A rerun starts at its first interval again. Both ascend. One checkpoint tells no interval, and joins nothing; of
+    several intervals, as where steps and epochs are saved, the largest counts.
     """
     if len(before) < 2 or not after:
         return False
-    interval = max(min(two - one for one, two in pairwise(steps)) for steps in (before, after) if len(steps) > 1)
+    interval = max(two - one for steps in (before, after) for one, two in pairwise(steps))
     return interval < after[0] <= before[-1] + interval
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ class SimpleTuner:
         Trap("the last line of training_metrics.jsonl may be cut off"),
         Trap("with Prodigy the logged learning_rate is d alone: prodigy_effective_lr, which is d times lr, counts"),
         Trap("steps repeated after a restart are logged twice: the later counts"),
+        Trap("epochs count from 1 and are those that are going on: their length follows from where they change"),
     )
     save_more_often = (
         "save more often by a lower --checkpoint_step_interval, and raise --checkpoints_total_limit, which deletes"
@@ -140,10 +142,22 @@ def _told(folder: Path, log: Log, config: dict[str, Any]) -> Told:
         rates=log.first("prodigy_effective_lr", *([] if own else ["learning_rate"])),
         train_loss=log.first("train_loss"),
         held_out=_held_out(log),
+        steps_per_epoch=_steps_per_epoch(log.first("epoch")),
         batch_size=samples_a_step(config),
         base=BaseReference(name=base if isinstance(base, str) else base_of_card(folder)),
         findings=log.findings,
     )
+
+
+def _steps_per_epoch(epochs: Curve) -> float | None:
+    """By the steps at which the logged epoch, which counts from 1, changes; None where they do not agree."""
+    changes = [
+        (step, epoch)
+        for (before, known), (step, epoch) in pairwise(zip(epochs.steps, epochs.values, strict=True))
+        if epoch > known and step == before + 1
+    ]
+    whole = {(step - 1) / (epoch - 1) for step, epoch in changes if epoch > 1}
+    return whole.pop() if len(whole) == 1 else None
 
 
 def _held_out(log: Log) -> Curve:

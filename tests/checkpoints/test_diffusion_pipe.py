@@ -33,6 +33,18 @@ def test_steps_of_epochs_follow_from_the_log(tmp_path: Path) -> None:
     assert [c.train_loss for c in run.checkpoints] == pytest.approx([LOSSES[20], LOSSES[40], LOSSES[60]])
 
 
+def test_without_the_times_of_the_training_the_planned_epochs_tell_their_steps(tmp_path: Path) -> None:
+    """A log that was copied together later: all of one moment; where all epochs were saved, the last step tells."""
+    diffusion_pipe(
+        tmp_path,
+        (),
+        log={"train/loss": {s: LOSSES[s] for s in range(1, 61)}, "train/epoch_loss": {1: 1.0, 2: 1.0, 3: 1.0}},
+    )
+    for epoch in (1, 2, 3):
+        pipe_save(tmp_path / f"epoch{epoch}", epoch * 20)
+    assert [(c.step, c.epoch) for c in only(tmp_path).checkpoints] == [(20, 1.0), (40, 2.0), (60, 3.0)]
+
+
 def test_epochs_without_a_log_are_counted_in_epochs(tmp_path: Path) -> None:
     """TRAP: nothing in the files tells a step."""
     epochs(tmp_path)

@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
 import pytest
-from image_layouts import BASE, LAYOUTS, LOSSES, RATES, STEPS, base_model
+import torch
+from image_layouts import (
+    BASE,
+    LAYOUTS,
+    LOSSES,
+    RATES,
+    STEPS,
+    base_model,
+    guarded_checkpoint,
+    kohya_keys,
+    onetrainer,
+    peft_keys,
+    simpletuner,
+    write,
+)
 from polars.testing import assert_frame_equal
+from runs import rules, search
 
 from lora_forensics.checkpoints import TRAINERS
-from lora_forensics.discovery import discover_runs
 from lora_forensics.measure import measure_run
-from lora_forensics.records import Run, Skipped
 
 LAYOUT = pytest.mark.parametrize(("trainer", "layout"), LAYOUTS.items(), ids=LAYOUTS)
 Layout = Callable[[Path], Path]
-
-
-def search(path: Path, trainer: str | None = None) -> tuple[list[Run], list[Skipped]]:
-    """Runs and what belongs to none."""
-    found = list(discover_runs(path, trainer))
-    return [f for f in found if isinstance(f, Run)], [f for f in found if isinstance(f, Skipped)]
 
 
 @LAYOUT
@@ -117,6 +125,75 @@ def test_one_tree_with_a_run_of_each(tmp_path: Path) -> None:
     )
     assert {len(run.checkpoints) for run in runs} == {len(STEPS)}
     assert all(entry.expected for entry in skipped)
+
+
+def test_a_mixed_damaged_and_interrupted_tree(tmp_path: Path) -> None:
+    """Every run is found exactly once, and every file that is none has its reason."""
+    for name, layout in LAYOUTS.items():
+        layout(tmp_path / "deep" / name)
+    tree = tmp_path / "deep"
+    # interrupted: half of a file, a folder that was being written, a save without its end, a backup, states
+    broken = {
+        tree / "kohya" / "name-step00000020.safetensors": 100,
+        tree / "ai-toolkit" / "name_000000020.safetensors": 0,
+        tree / "diffusers" / "checkpoint-20" / "pytorch_lora_weights.safetensors": 8,
+        tree / "diffsynth" / "step-20.safetensors": 50,
+    }
+    for path, length in broken.items():
+        path.write_bytes(path.read_bytes()[:length])
+    guarded_checkpoint(tree / "simpletuner" / "checkpoint-80-tmp", 80)
+    guarded_checkpoint(tree / "simpletuner" / "checkpoint-80", 80, guard=False)
+    (tree / "diffusion-pipe" / "step80" / "tmp").mkdir(parents=True)
+    (tree / "diffusion-pipe" / "global_step80").mkdir()
+    (tree / "kohya" / "name-step00000060-state").mkdir()
+    write(kohya_keys(60), tree / "kohya" / "name-step00000060-state" / "model.safetensors")
+    torch.save({}, tree / "ai-toolkit" / "optimizer.pt")
+    # beside them: averaged weights, a full model, a merged one, an adapter of nobody, an empty file
+    write(peft_keys(60), tree / "simpletuner" / "ema" / "pytorch_lora_weights.safetensors")
+    base_model(tree / "models" / "merged.safetensors")
+    write(peft_keys(60), tree / "models" / "downloaded.safetensors")
+    (tree / "models" / "empty.safetensors").touch()
+    # resumed and rerun
+    onetrainer(tree / "onetrainer", (70, 80), start="2026-05-02_11-00-00")
+    onetrainer(tree / "onetrainer", STEPS, start="2026-05-03_12-00-00")
+    runs, skipped = search(tmp_path)
+    assert sorted((run.trainer, len(run.checkpoints)) for run in runs) == sorted(
+        [
+            *((name, 5) for name in ("kohya", "ai-toolkit", "diffusers", "diffsynth")),
+            *((name, 6) for name in ("simpletuner", "diffusion-pipe", "musubi", "onetrainer")),
+            ("onetrainer", 8),
+        ]
+    )
+    assert len({run.name for run in runs}) == 9
+    assert [rules(run) for run in runs if len(run.checkpoints) == 8] == [["resumed"]]
+    reasons = {entry.path.name: entry for entry in (*skipped, *(entry for run in runs for entry in run.skipped))}
+    damaged = {path.name for path in broken} | {"checkpoint-80-tmp", "checkpoint-80", "step80", "empty.safetensors"}
+    assert {name for name, entry in reasons.items() if not entry.expected} == {*damaged, "downloaded.safetensors"}
+    expected = {"ema", "merged.safetensors", "global_step80", "name-step00000060-state", "optimizer.pt"}
+    assert {name for name, entry in reasons.items() if entry.expected} == expected
+
+
+@LAYOUT
+def test_without_the_library_of_the_logs_a_finding_names_the_extra(
+    trainer: str, layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there are logs of TensorBoard that would be read, and nowhere else."""
+    monkeypatch.setitem(sys.modules, "tensorboard.compat.proto.event_pb2", None)
+    (run,), _ = search(layout(tmp_path))
+    assert len(run.checkpoints) == len(STEPS)
+    hints = [finding.hint for finding in run.findings if finding.rule == "log-unreadable"]
+    expected = [] if trainer in ("ai-toolkit", "simpletuner", "diffsynth") else ["install lora-forensics[logs]"]
+    assert hints == expected
+
+
+def test_a_log_that_ends_early_tells_nothing_of_what_follows(tmp_path: Path) -> None:
+    """Rates and losses beyond it are unknown, not those of its end."""
+    simpletuner(tmp_path)
+    metrics = tmp_path / "training_metrics.jsonl"
+    metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:30]))
+    (run,), _ = search(tmp_path)
+    assert [checkpoint.learning_rate is None for checkpoint in run.checkpoints] == [False] * 3 + [True] * 3
+    assert [checkpoint.train_loss is None for checkpoint in run.checkpoints] == [False] * 3 + [True] * 3
 
 
 def test_every_trainer_is_documented() -> None:

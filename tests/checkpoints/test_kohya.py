@@ -213,6 +213,12 @@ def test_a_resumed_training_is_one_run(tmp_path: Path) -> None:
     assert rules(run) == ["resumed"]
 
 
+def test_a_resumed_training_that_saves_steps_and_epochs_is_one_run(tmp_path: Path) -> None:
+    """Intervals of two sorts: 50 steps, and epochs of 37."""
+    run = only(resumed(tmp_path, [37, 50, 74, 100], [111, 148, 150]))
+    assert [c.step for c in run.checkpoints] == [37, 50, 74, 100, 111, 148, 150]
+
+
 @pytest.mark.parametrize(
     ("first", "second"),
     [
@@ -324,3 +330,25 @@ def test_16_bit_saves_are_read(tmp_path: Path) -> None:
     for step in (10, 20):
         kohya_file(tmp_path / f"a-step{step:08d}.safetensors", step, None, dtype=torch.float16)
     assert measure_run(only(tmp_path)).checkpoints["dtype"].to_list() == ["F16", "F16"]
+
+
+def test_a_resumed_session_whose_predecessor_is_gone_is_put_right(tmp_path: Path) -> None:
+    """Its epochs tell that two had been trained before its first step."""
+    for epoch in (3, 4, 5):
+        step = (epoch - 2) * 20
+        kohya_file(tmp_path / f"a-{epoch:06d}.safetensors", step, kohya_metadata(step, epoch, "a"))
+    run = only(tmp_path)
+    assert [(c.step, c.epoch) for c in run.checkpoints] == [(60, 3.0), (80, 4.0), (100, 5.0)]
+    assert run.steps_per_epoch == 20
+    assert rules(run) == ["resumed"]
+
+
+def test_a_resumed_session_on_two_processes(tmp_path: Path) -> None:
+    """Epochs of half the batches are no sign of an earlier session."""
+    for epoch in (1, 2):
+        kohya_file(tmp_path / f"a-{epoch:06d}.safetensors", epoch * 10, kohya_metadata(epoch * 10, epoch, "a"))
+    for step in (5, 15):
+        kohya_file(tmp_path / f"a-step{step:08d}.safetensors", step, kohya_metadata(step, (step - 1) // 10, "a"))
+    run = only(tmp_path)
+    assert [c.step for c in run.checkpoints] == [5, 10, 15, 20]
+    assert not run.findings

@@ -146,6 +146,14 @@ def test_a_rerun_into_one_workspace_is_two(tmp_path: Path) -> None:
     ]
 
 
+def test_a_rerun_with_accumulation_is_two(tmp_path: Path) -> None:
+    """The first step of the optimizer is logged at the last of its batches: that is no later start."""
+    onetrainer(tmp_path, accumulated=4)
+    onetrainer(tmp_path, STEPS[:4], accumulated=4, start="2026-05-02_11-00-00")
+    runs, _ = search(tmp_path)
+    assert [[c.step for c in run.checkpoints] for run in runs] == [list(STEPS), list(STEPS[:4])]
+
+
 def test_without_settings_and_log_steps_that_go_back_tell_a_rerun(tmp_path: Path) -> None:
     """Only the save folder was kept."""
     onetrainer(tmp_path)

@@ -118,3 +118,14 @@ def test_a_checkpoint_without_a_lora_is_said(tmp_path: Path) -> None:
     run = only(tmp_path)
     assert [c.step for c in run.checkpoints] == [20]
     assert [entry.path.name for entry in run.skipped] == ["checkpoint-10"]
+
+
+def test_epochs_count_from_one(tmp_path: Path) -> None:
+    """TRAP: the logged epoch is the one that is going on; epochs of unequal length tell none."""
+    run = only(simpletuner(tmp_path))
+    assert run.steps_per_epoch == 20
+    assert [c.epoch for c in run.checkpoints] == [0.5, 1.0, 1.5, 2.0, 2.5, 3.0]
+    with (tmp_path / "training_metrics.jsonl").open("a") as file:
+        for step in (61, 62, 63):
+            file.write(json.dumps({"step": step, "metrics": {"epoch": step - 57}}) + "\n")
+    assert only(tmp_path).steps_per_epoch is None

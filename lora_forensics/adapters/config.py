@@ -58,7 +58,10 @@ class AdapterConfig:
         return value.lower() == "true" if isinstance(value, str) else bool(value)
 
     def scale(self, module: str, rank: int) -> float | None:
-        """The multiplier on B @ A of one module, or None if no alpha is known."""
+        """The multiplier on B @ A of one module, or None if no alpha is known; mlx-lm writes it as such."""
+        given = self.values.get("lora_parameters")
+        if isinstance(given, dict) and (scale := as_number(given.get("scale"))) is not None:
+            return scale
         alpha = self.alpha
         name = module.removeprefix("base_model.model.")
         for pattern, value in self.alpha_pattern.items():

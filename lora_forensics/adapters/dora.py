@@ -19,7 +19,8 @@ from lora_forensics.records import Unresolved
 if TYPE_CHECKING:
     from lora_forensics.moments import Change
 
-_ROLES = frozenset({"magnitude", "dora_scale"})
+_ROLES = frozenset({"magnitude", "m", "dora_scale"})
+"""Of PEFT; of mlx-lm and torchtune, by rows; of LyCORIS."""
 
 
 class DoRA(AdapterKind):
@@ -36,8 +37,10 @@ class DoRA(AdapterKind):
         self.suffixes = {
             **inner.suffixes,
             "magnitude": r"\.lora_magnitude_vector(?:\.[^.]+)*",
+            "m": r"\.m | \.magnitude",
             "dora_scale": r"\.dora_scale",
         }
+        self.telling = frozenset(self.suffixes) - inner.scalars - {"m"}
         self.scalars, self.aside, self.scaled = inner.scalars, inner.aside, inner.scaled
         self.peft_types = inner.peft_types
         self._inner = inner

@@ -1,6 +1,7 @@
 """LoRA (Hu et al. 2021) and what is saved as such: LoCon, LoRA-FA, rsLoRA, DyLoRA; Tucker convolutions.
 
 D = scale * B @ A; a Tucker convolution has a kernel M between: D[o, i, k] = scale sum_ab B[o, a] M[a, b, k] A[b, i].
+mlx-lm stores both factors transposed: a is (in, rank), b (rank, out).
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from lora_forensics.adapters import naming
 from lora_forensics.adapters.config import AdapterConfig
 from lora_forensics.adapters.interface import AdapterKind, KindDoc, Layout, Shapes, Stack, alpha_scale, product
 
@@ -27,11 +29,13 @@ class LoRA(AdapterKind):
         "Hu et al. 2021; kohya, LyCORIS, PEFT, diffusers and trainers with their spellings",
     )
     suffixes: Mapping[str, str] = {
-        "down": rf"(?: \.lora_down | \.lora_A(?:\.[^.]+)? | {_OLD}\.down ) \.weight",
-        "up": rf"(?: \.lora_up | \.lora_B(?:\.[^.]+)? | {_OLD}\.up ) \.weight",
+        "down": rf"(?: \.lora_down | \.lora_A(?:\.[^.]+)? | \.lora_a | {_OLD}\.down ) \.weight",
+        "up": rf"(?: \.lora_up | \.lora_B(?:\.[^.]+)? | \.lora_b | {_OLD}\.up ) \.weight",
         "mid": r"\.lora_mid\.weight",
         "embedding_down": r"\.lora_embedding_A(?:\.[^.]+)?",
         "embedding_up": r"\.lora_embedding_B(?:\.[^.]+)?",
+        "mlx_a": r"\.lora_a",
+        "mlx_b": r"\.lora_b",
         "bias": r"\.lora_B(?:\.[^.]+)?\.bias",
         "alpha": r"\.alpha",
         "scalar": r"\.scalar",
@@ -52,6 +56,8 @@ class LoRA(AdapterKind):
             down, up = shapes["embedding_down"], shapes["embedding_up"]
             if len(down) == len(up) == 2 and down[0] == up[1] > 0:
                 return Layout(rank=down[0], rows=down[1], columns=up[0])
+        if roles == {"mlx_a", "mlx_b"}:
+            return _mlx(shapes["mlx_a"], shapes["mlx_b"], module)
         return None
 
     def scale(self, values: Mapping[str, float], config: AdapterConfig, module: str, rank: int | None) -> float | None:
@@ -68,6 +74,12 @@ class LoRA(AdapterKind):
             # PEFT: A (rank, vocabulary), B (dimension, rank), while the base stores (vocabulary, dimension)
             down, up = tensors["embedding_up"].mT, tensors["embedding_down"].mT
             return LowRankChange(down, up, scale, lead, swapped=True)
+        if "mlx_a" in tensors:
+            a, b = tensors["mlx_a"], tensors["mlx_b"]
+            embedding = naming.role(stack.module) == "embedding"
+            return (
+                LowRankChange(b, a, scale, lead, swapped=True) if embedding else LowRankChange(a.mT, b.mT, scale, lead)
+            )
         down, up = tensors["down"].flatten(2), tensors["up"].flatten(2)
         if "mid" in tensors:
             from lora_forensics.moments import tucker_down
@@ -88,3 +100,10 @@ def _tucker(down: tuple[int, ...], mid: tuple[int, ...], up: tuple[int, ...]) ->
     if not flat or len(mid) < 3 or mid[:2] != (up[1], down[0]) or 0 in (*down, *mid, *up):
         return None
     return Layout(rank=down[0], rows=up[0], columns=down[1] * product(mid[2:]))
+
+
+def _mlx(a: tuple[int, ...], b: tuple[int, ...], module: str) -> Layout | None:
+    if len(a) != 2 or len(b) != 2 or a[1] != b[0] or 0 in (*a, *b):
+        return None
+    rows, columns = (a[0], b[1]) if naming.role(module) == "embedding" else (b[1], a[0])
+    return Layout(rank=a[1], rows=rows, columns=columns)

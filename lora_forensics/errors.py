@@ -21,6 +21,10 @@ class CheckpointError(LoraForensicsError):
     """A checkpoint file is damaged, or is not what its name says."""
 
 
+class WeightlessError(CheckpointError):
+    """An adapter that changes no weight, or no one weight: there is nothing to compare."""
+
+
 class BaseModelError(LoraForensicsError):
     """The frozen weights are missing, or do not fit the adapter."""
 

@@ -542,3 +542,14 @@ def test_unknown_sizes_are_told_as_unknown() -> None:
     assert "rank ?" in text
     assert "? x ?" in text
     assert found.to_dict()["adapter"] == "some"
+
+
+def test_an_adapter_that_changes_no_weight_is_described(tmp_path: Path) -> None:
+    """A prompt is no change of a weight: that is said beside all that its file tells."""
+    save_file({"prompt_embeddings": torch.ones(8, 16)}, tmp_path / "adapter_model.safetensors")
+    config = {"peft_type": "PROMPT_TUNING", "base_model_name_or_path": "gpt2"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    document = lf.inspect_file(tmp_path).to_dict()
+    assert document["modules"] == []
+    assert "changes no weight" in next(iter(document["unread"].values()))
+    assert [tensor["name"] for tensor in document["tensors"]] == ["prompt_embeddings"]

@@ -40,7 +40,7 @@ from lora_forensics.adapters.tlora import TLoRA
 from lora_forensics.adapters.tokens import TrainableTokens
 from lora_forensics.adapters.vera import VeRA
 from lora_forensics.adapters.weights import Weights
-from lora_forensics.errors import CheckpointError
+from lora_forensics.errors import WeightlessError
 from lora_forensics.records import Unresolved
 from lora_forensics.tensors import TensorInfo
 
@@ -148,12 +148,12 @@ def read_layout(infos: Mapping[str, TensorInfo], settings: Settings | None = Non
     """Group the tensors of one checkpoint into modules; the settings, where known, tell kinds apart.
 
     Raises:
-        CheckpointError: the settings name a type that is no change of weights.
+        WeightlessError: the settings name a type that is no change of weights.
     """
     settings = settings or Settings()
     for config in settings.by_prefix.values():
         if config.peft_type.lower() in WEIGHTLESS:
-            raise CheckpointError(f"is a {config.peft_type} adapter: {WEIGHTLESS[config.peft_type.lower()]}")
+            raise WeightlessError(f"is a {config.peft_type} adapter: {WEIGHTLESS[config.peft_type.lower()]}")
     telling = looks_like_adapter(infos) or any(config.peft_type for config in settings.by_prefix.values())
     kinds = [kind for kind in KINDS.values() if telling or not kind.companion]
     shared: dict[str, dict[str, str]] = {}  # a tensor's name to its role by the kinds that want it

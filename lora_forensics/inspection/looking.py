@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from lora_forensics.adapters import KINDS, AdapterModule
+from lora_forensics.adapters import KINDS, AdapterLayout, AdapterModule, read_layout, read_settings
 from lora_forensics.adapters.naming import without_prefix
 from lora_forensics.base_model import BaseModel, check_hash, find_base
 from lora_forensics.checkpoints import TRAINERS, Folder
-from lora_forensics.errors import BaseModelError, CheckpointError, UsageError
+from lora_forensics.errors import BaseModelError, CheckpointError, UsageError, WeightlessError
 from lora_forensics.inspection.health import health
 from lora_forensics.inspection.metadata import facts
 from lora_forensics.inspection.values import BaseFacts, Contents, Inspection, ModuleFacts, TensorFacts
@@ -65,6 +65,12 @@ def inspect_file(
     frozen, problem = _find_base(checkpoint, run, [Path(p) for p in named], download)
     paths, fingerprint = (frozen.paths, frozen.fingerprint) if frozen else ((), "")
     result = measure_unit(Unit("", (checkpoint,), False, paths, fingerprint, device, spectra=spectra))
+    try:
+        read_layout(file.infos, read_settings(checkpoint.config, file.metadata))
+    except WeightlessError as error:  # nothing to measure, and still much to tell
+        result.skipped.clear()
+        result.notices.unread[checkpoint.name] = error.message
+        result.layouts[checkpoint.name] = AdapterLayout({}, {}, tuple(file.infos))
     if result.skipped:
         hint = "--keys lists the tensors of any file, --metadata its text"
         raise CheckpointError(f"{checkpoint.path}: {result.skipped[0].reason}", hint)

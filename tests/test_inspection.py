@@ -551,5 +551,5 @@ def test_an_adapter_that_changes_no_weight_is_described(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     document = lf.inspect_file(tmp_path).to_dict()
     assert document["modules"] == []
-    assert "changes no weight" in next(iter(document["unread"].values()))
+    assert "changes no weight" in document["unresolved"][0]["reason"]
     assert [tensor["name"] for tensor in document["tensors"]] == ["prompt_embeddings"]

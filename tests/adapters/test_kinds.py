@@ -325,7 +325,7 @@ def test_every_device_gives_the_same_numbers(form: str, size: tuple[int, int], d
         for name, expected in dense(weight.double(), deltas[index], None).items():
             if name != "effective_rank":
                 rough = name in ("spectral_norm", "stable_rank")  # Lanczos steps stop early for large matrices
-                bound = 5e-3 if rough else 2e-5
+                bound = 0.1 if rough else 2e-5
                 assert METRIC[name](moments)[index].item() == pytest.approx(expected, rel=bound, abs=1e-7), name
 
 
@@ -543,3 +543,22 @@ def test_peft_run_still_serves_the_plain_kind(tmp_path: Path) -> None:
     assert isinstance(run, lf.Run)
     layers = lf.measure_run(run, base=written.base).layers
     assert set(layers["adapter"]) == {"lora", "weights"}
+
+
+def test_a_few_steps_are_enough_for_a_large_matrix_whose_values_decay() -> None:
+    """Within 1e-3, as in trained weights; without decay a few percent low, and never above."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = (
+        torch.linalg.qr(torch.randn(700, 700, generator=generator, dtype=torch.float64))[0] for _ in range(2)
+    )
+    for decay, low in ((0.5, 1 - 1e-3), (0.0, 0.9)):
+        values = (
+            torch.linspace(1, 0, 700, dtype=torch.float64) if not decay else torch.arange(1.0, 701).double() ** -decay
+        )
+        matrix = left * values @ right
+
+        def multiply(vectors: torch.Tensor, transposed: bool, matrix: torch.Tensor = matrix) -> torch.Tensor:
+            return vectors @ (matrix if transposed else matrix.mT)
+
+        found = largest_singular_values(multiply, 1, 700, 700, torch.device("cpu")).item()
+        assert low <= found <= 1 + 1e-9

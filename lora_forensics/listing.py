@@ -90,7 +90,7 @@ def _block(run: Run) -> list[str]:
     data += [f"{run.train_samples} samples"] if run.train_samples else []
     data += [f"batch size {run.batch_size}"] if run.batch_size else []
     rows = (
-        ("trainer", f"{run.trainer}, {adapter} on {modules} modules" if adapter else run.trainer),
+        ("trainer", f"{run.trainer}, {adapter} on {count(modules or 0, 'module')}" if adapter else run.trainer),
         ("checkpoints", _extent(run)),
         ("files", _files(run)),
         ("learning rate", _range([c.learning_rate for c in run.checkpoints]) or "unknown"),

@@ -218,6 +218,15 @@ def test_links_to_checkpoints_are_no_runs(layout: Callable[[Path], Path], tmp_pa
     assert after == before
 
 
+def test_a_link_to_a_file_that_is_not_read_counts(tmp_path: Path) -> None:
+    """Stores of content keep the files under names of their own, without the suffix."""
+    path = kohya_run(tmp_path, steps=[10, 20, 30]) / "name-step00000010.safetensors"
+    path.rename(tmp_path / "0123abcd")
+    path.symlink_to("0123abcd")
+    ((run,), _) = search(tmp_path)
+    assert [c.step for c in run.checkpoints] == [10, 20, 30]
+
+
 def test_excluded_and_hidden_folders_are_not_entered(tmp_path: Path) -> None:
     """The output of an earlier scan, and what version control or editors hide."""
     for folder in ("a", "out", ".cache"):

@@ -68,11 +68,12 @@ class Diffusers:
         tracked = read_tracked(folder.path)
         end = as_count(tracked.arguments.get("max_train_steps")) or math.inf
         earlier = [checkpoint for checkpoint in found if (checkpoint.step or 0) > end]
-        found = [checkpoint for checkpoint in found if checkpoint not in earlier]
+        found = [checkpoint for checkpoint in found if (checkpoint.step or 0) <= end]
         if isinstance(final, Checkpoint):
             found = with_final(found, final, last_step(tracked))
-        told, findings = _told(folder.path, tracked), (_EARLIER,) if earlier and found else ()
+        findings = (_EARLIER,) if earlier else ()
         if found:
+            told = _told(folder.path, tracked)
             told = replace(told, findings=(*told.findings, *findings))
             yield assemble(self, folder.path, "", found, told, lost)
         if earlier:

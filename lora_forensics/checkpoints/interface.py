@@ -58,8 +58,10 @@ class Folder:
 
 
 def _neighbour(folder: Path, link: str) -> bool:
-    """Whether a link leads to a file of the folder that it lies in, which is read under its own name."""
-    return os.path.exists(link) and os.path.dirname(os.path.realpath(link)) == os.path.realpath(folder)
+    """Whether a link leads to a file of its kind in the same folder, which is read under its own name."""
+    place, name = os.path.split(os.path.realpath(link))
+    alike = os.path.splitext(name)[1] == os.path.splitext(link)[1]
+    return alike and place == os.path.realpath(folder) and os.path.exists(link)
 
 
 def entries(folder: Path) -> tuple[set[str], set[str]]:

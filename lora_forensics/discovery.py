@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 from lora_forensics.adapters import looks_like_adapter
 from lora_forensics.checkpoints import TRAINERS, Folder, Trainer
 from lora_forensics.errors import CheckpointError, UsageError
-from lora_forensics.records import Run, Skipped
+from lora_forensics.records import Checkpoint, Run, Skipped
 from lora_forensics.tensors import SAFETENSORS, TENSOR_FILES
 
 _STATES = re.compile(r"(optimizer|scheduler|scaler|training_args|rng_state|random_states|ema|trainer|recipe_state)")
@@ -38,21 +39,30 @@ def discover_runs(
     if trainer is not None and trainer not in TRAINERS:
         raise UsageError(f"no trainer is called {trainer!r}", f"choose from {', '.join(TRAINERS)}")
     trainers = [TRAINERS[trainer]] if trainer else list(TRAINERS.values())
+    found = list(_walk(root, trainers, {Path(os.path.realpath(p)) for p in exclude}, trainer is not None))
+    runs = [entry for entry in found if isinstance(entry, Run)]
+    claims = Counter(os.path.realpath(c.path) for run in runs for c in (*run.checkpoints, *run.unplaced))
     names: set[str] = set()
-    skipped: list[Skipped] = []
     taken: set[str] = set()
-    for found in _walk(root, trainers, {Path(os.path.realpath(p)) for p in exclude}, trainer is not None):
-        if isinstance(found, Skipped):
-            skipped.append(found)
-        elif not _writable(found):
-            yield Skipped(found.path, "its files' names are not UTF-8 and fit no table: rename them")
-        else:
-            taken.update(os.path.realpath(checkpoint.path) for checkpoint in (*found.checkpoints, *found.unplaced))
-            name = _unique(_name(found, root), names)
-            names.add(name.lower())  # file systems that ignore case
-            yield replace(found, name=name)
+    for run in (_undisputed(run, claims) for run in runs):
+        if not _writable(run):
+            yield Skipped(run.path, "its files' names are not UTF-8 and fit no table: rename them")
+            continue
+        taken.update(os.path.realpath(checkpoint.path) for checkpoint in (*run.checkpoints, *run.unplaced))
+        name = _unique(_name(run, root), names)
+        names.add(name.lower())  # file systems that ignore case
+        yield replace(run, name=name)
     # a run may claim a file of another folder, which was read before the run was found
-    yield from (entry for entry in skipped if os.path.realpath(entry.path) not in taken)
+    yield from (e for e in found if isinstance(e, Skipped) and os.path.realpath(e.path) not in taken)
+
+
+def _undisputed(run: Run, claims: Counter[str]) -> Run:
+    """Without files elsewhere that several runs claim, as of OneTrainer's workspaces with one destination."""
+
+    def own(checkpoint: Checkpoint) -> bool:
+        return not checkpoint.name.startswith("../") or claims[os.path.realpath(checkpoint.path)] == 1
+
+    return replace(run, checkpoints=tuple(filter(own, run.checkpoints)), unplaced=tuple(filter(own, run.unplaced)))
 
 
 def _writable(run: Run) -> bool:
@@ -73,11 +83,12 @@ def nothing_found(paths: Iterable[Path], skipped: Sequence[Skipped]) -> UsageErr
 
 def _walk(root: Path, trainers: Sequence[Trainer], excluded: set[Path], insisted: bool) -> Iterator[Run | Skipped]:
     seen: set[Path] = set()
-    pending = [root]
-    while pending:
-        path = pending.pop()
+    taken: set[Path] = set()
+    pending, links = [root], deque[Path]()
+    while pending or links:
+        path = pending.pop() if pending else links.popleft()  # when all that they can lead to is known
         real = Path(os.path.realpath(path))  # resolve() raises on a link to itself
-        if real in seen or real in excluded:  # symlinks may form loops
+        if real in seen or real in excluded or not taken.isdisjoint((real, *real.parents)):  # links may form loops
             continue
         seen.add(real)
         try:
@@ -86,10 +97,14 @@ def _walk(root: Path, trainers: Sequence[Trainer], excluded: set[Path], insisted
         except OSError as error:
             yield Skipped(path, f"folder cannot be read: {error.strerror or error}")
             continue
+        names = set(folder.folders)
         for trainer in trainers:
             yield from trainer.find(folder)
+        taken.update(real / name for name in names - folder.folders.keys())
         yield from _leftovers(folder)
-        pending.extend(reversed([p for name, p in folder.folders.items() if not name.startswith(".")]))
+        below = [path for name, path in folder.folders.items() if not name.startswith(".")]
+        links.extend(path for path in below if path.is_symlink())
+        pending.extend(path for path in reversed(below) if not path.is_symlink())
 
 
 def _leftovers(folder: Folder) -> Iterator[Skipped]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from lora_forensics.adapters import read_layout, read_settings
 from lora_forensics.errors import LoraForensicsError
 from lora_forensics.records import SCHEMA, Checkpoint, Run, Skipped, describe_adapter
-from lora_forensics.reports.text import count, number, plain
+from lora_forensics.reports.text import count, number, plain, wrapped
 from lora_forensics.tensors import PICKLES, open_tensors
 
 _LABEL = 15
@@ -35,18 +35,20 @@ def listing_text(found: Sequence[Run | Skipped], width: int = 80, verbose: bool 
     runs = [entry for entry in found if isinstance(entry, Run)]
     skipped = [entry for entry in found if isinstance(entry, Skipped)]
     skipped.extend(entry for run in runs for entry in run.skipped)
-    lines = [line for run in runs for line in (*_block(run), "")]
+    lines = [line for run in runs for line in (*_block(run, width), "")]
     if skipped:
         lines.append(f"{count(len(skipped), 'tensor file')} skipped")
         if verbose:
-            lines.extend(f"  {plain(entry.path)}: {plain(entry.reason)}" for entry in skipped)
+            for entry in skipped:
+                lines.extend(_hanging(f"{plain(entry.path)}: {plain(entry.reason)}", width))
         else:
             reasons = Counter(_short(entry) for entry in skipped)
-            lines.extend(f"  {number} x {reason}" for reason, number in reasons.most_common(8))
+            for reason, times in reasons.most_common(8):
+                lines.extend(_hanging(f"{times} x {reason}", width))
             lines.append("  (-v lists them one by one)")
         lines.append("")
     lines.append(count(len(runs), "run") if runs else "no run found")
-    return "\n".join(_fit(line, width) for line in lines) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def _run(run: Run) -> dict[str, Any]:
@@ -83,14 +85,14 @@ def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _block(run: Run) -> list[str]:
+def _block(run: Run, width: int) -> list[str]:
     """A run in a few lines: what, which files, rates and losses, base, what has no place, findings."""
     adapter, modules = _adapter(run)
     data = [f"{run.steps_per_epoch:g} steps an epoch"] if run.steps_per_epoch and run.step_unit == "step" else []
     data += [f"{run.train_samples} samples"] if run.train_samples else []
     data += [f"batch size {run.batch_size}"] if run.batch_size else []
     rows = (
-        ("trainer", f"{run.trainer}, {adapter} on {modules} modules" if adapter else run.trainer),
+        ("trainer", f"{run.trainer}, {adapter} on {count(modules or 0, 'module')}" if adapter else run.trainer),
         ("checkpoints", _extent(run)),
         ("files", _files(run)),
         ("learning rate", _range([c.learning_rate for c in run.checkpoints]) or "unknown"),
@@ -100,8 +102,13 @@ def _block(run: Run) -> list[str]:
         ("base model", plain(run.base.name) if run.base.name else "not recorded: give it with --base"),
         ("not placed", ", ".join(plain(c.name) for c in run.unplaced)),
     )
-    lines = [plain(run.name), *(f"  {label:<{_LABEL}}{text}" for label, text in rows if text)]
-    return [*lines, *(f"  {finding.severity}: {plain(finding.message)}" for finding in run.findings)]
+    lines = [plain(run.name)]
+    for label, text in rows:
+        for index, part in enumerate(wrapped(text, width - _LABEL - 2)):
+            lines.append(f"  {'' if index else label:<{_LABEL}}{part}")
+    for finding in run.findings:
+        lines.extend(_hanging(f"{finding.severity}: {plain(finding.message)}", width))
+    return lines
 
 
 def _files(run: Run) -> str:
@@ -159,12 +166,7 @@ def _short(entry: Skipped) -> str:
     return "no adapter" if reason.startswith("no adapter") else reason
 
 
-def _fit(line: str, width: int) -> str:
-    return line if len(line) <= width or " " not in line.strip() else _wrapped(line, width)
-
-
-def _wrapped(line: str, width: int) -> str:
-    import textwrap
-
-    indent = " " * (len(line) - len(line.lstrip()) + 2)
-    return textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+def _hanging(text: str, width: int) -> Iterator[str]:
+    """A line with a margin of two cells, and of four where it goes on."""
+    for index, part in enumerate(wrapped(text, width - 4)):
+        yield " " * (4 if index else 2) + part

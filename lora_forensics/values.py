@@ -43,3 +43,11 @@ def as_count(value: object) -> int | None:
     """A whole number of at least 0 that a table can hold; None for all else."""
     number = as_number(value)
     return int(number) if number is not None and 0 <= number < _LARGEST else None
+
+
+def spelt_number(text: str | None) -> float | None:
+    """The finite number that a text spells; None for all else."""
+    try:
+        return as_number(float(text or ""))
+    except ValueError:
+        return None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from factories import kohya_file, kohya_metadata, kohya_run, lora_factors, trainer_state
+from image_layouts import LAYOUTS
 from safetensors.torch import save_file
 
 from lora_forensics.checkpoints import TRAINERS
@@ -198,6 +200,31 @@ def test_linked_folders_are_searched(tmp_path: Path) -> None:
     (tmp_path / "runs" / "link").symlink_to(tmp_path / "disk" / "a", target_is_directory=True)
     (run,), _ = search(tmp_path / "runs")
     assert run.name == "link/name"
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS.values(), peft_folder])
+def test_links_to_checkpoints_are_no_runs(layout: Callable[[Path], Path], tmp_path: Path) -> None:
+    """`best` beside them, `picked` elsewhere, `current` to the whole run: every checkpoint is found once."""
+    layout(tmp_path / "run")
+    (run,), before = search(tmp_path)
+    first = run.checkpoints[0].path
+    inner = first.parent if first.parent != tmp_path / "run" else first
+    (tmp_path / "run" / f"best{inner.suffix}").symlink_to(inner)
+    if inner.is_dir():
+        (tmp_path / "picked").symlink_to(inner, target_is_directory=True)
+    (tmp_path / "current").symlink_to(tmp_path / "run", target_is_directory=True)
+    (again,), after = search(tmp_path)
+    assert again == run
+    assert after == before
+
+
+def test_a_link_to_a_file_that_is_not_read_counts(tmp_path: Path) -> None:
+    """Stores of content keep the files under names of their own, without the suffix."""
+    path = kohya_run(tmp_path, steps=[10, 20, 30]) / "name-step00000010.safetensors"
+    path.rename(tmp_path / "0123abcd")
+    path.symlink_to("0123abcd")
+    ((run,), _) = search(tmp_path)
+    assert [c.step for c in run.checkpoints] == [10, 20, 30]
 
 
 def test_excluded_and_hidden_folders_are_not_entered(tmp_path: Path) -> None:

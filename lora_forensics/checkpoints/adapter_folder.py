@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Collection
 from pathlib import Path
 
-from lora_forensics.checkpoints.interface import Folder, stat_checkpoint
+from lora_forensics.checkpoints.interface import stat_checkpoint
 from lora_forensics.errors import CheckpointError
 from lora_forensics.records import BaseReference, Checkpoint, Skipped
 from lora_forensics.values import read_object
@@ -20,16 +19,6 @@ _SHARDED = {
     "Megatron": re.compile(r"iter_\d+"),
 }
 """Folders with the state of all processes that a distributed trainer keeps for itself."""
-
-
-def entries(folder: Path) -> tuple[set[str], set[str]]:
-    """Names of the files and of the folders in a folder; none if it cannot be read."""
-    try:
-        with os.scandir(folder) as found:
-            known = [(entry.name, entry.is_dir()) for entry in found]
-    except OSError:
-        return set(), set()
-    return {name for name, is_folder in known if not is_folder}, {name for name, is_folder in known if is_folder}
 
 
 def open_adapter(folder: Path, files: Collection[str], name: str, step: int | None) -> Checkpoint | Skipped | None:
@@ -53,13 +42,6 @@ def without_adapter(folders: Collection[str]) -> str:
         if any(pattern.fullmatch(name) for name in folders):
             return f"holds the training state of {kind} and no {WEIGHTS[0]}: gather it with the trainer's own tool"
     return f"holds no {WEIGHTS[0]}: the save was not finished, or the file was deleted"
-
-
-def drop_links(folder: Folder) -> None:
-    """Take out links to neighbours, once these are taken: ms-swift's `last` and `best`, Automodel's LATEST."""
-    home = folder.path.resolve()
-    for name in [n for n, path in folder.folders.items() if path.is_symlink() and path.resolve().parent == home]:
-        del folder.folders[name]
 
 
 def recorded_base(config: Path | None) -> BaseReference:

@@ -14,8 +14,8 @@ from typing import Any
 
 from lora_forensics.adapters import looks_like_adapter
 from lora_forensics.checkpoints.assembly import Told, assemble
-from lora_forensics.checkpoints.history import Curve
-from lora_forensics.checkpoints.interface import Folder, Trap, from_header
+from lora_forensics.checkpoints.history import ADAPTIVE, Curve
+from lora_forensics.checkpoints.interface import Folder, Trap, from_header, unit_scale
 from lora_forensics.checkpoints.logs.settings import nested, read_yaml
 from lora_forensics.checkpoints.logs.sqlite import sqlite_metrics
 from lora_forensics.errors import CheckpointError
@@ -24,7 +24,8 @@ from lora_forensics.tensors import SAFETENSORS, Header
 from lora_forensics.values import as_count, as_number, parse_object
 
 _NAME = re.compile(r"(?P<stem>.+?)(?:_(?P<step>\d{9,15}))?(?P<expert>_high_noise|_low_noise)?\.safetensors")
-_ADAPTIVE = re.compile(r"prodigy|dadapt|adafactor|automagic|schedulefree", re.IGNORECASE)
+_FOREIGN = "ss_network_module"
+"""kohya's: its final file may have a name that ends in many digits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,8 @@ class AiToolkit:
                 damaged.append((stem, folder.files[name], header))
                 continue
             info = parse_object(header.metadata.get("training_info", "")) or {}
-            if looks_like_adapter(header.infos) and (info or step is not None):
+            numbered = step is not None and _FOREIGN not in header.metadata
+            if looks_like_adapter(header.infos) and (info or numbered):
                 files.setdefault(stem, []).append(_File(folder.files[name], header, stem, step, info))
         if not files:
             return
@@ -105,8 +107,7 @@ def _checkpoint(file: _File, accumulated: int) -> Checkpoint:
     step = file.step if file.step is not None else told
     epoch = as_number(file.info.get("epoch"))
     found = from_header(file.path, file.path.name, None if step is None else step // accumulated, file.header)
-    alphas = any(key.endswith(".alpha") for key in file.header.infos)
-    return replace(found, epoch=epoch, scale=None if alphas else 1.0)
+    return replace(found, epoch=epoch, scale=unit_scale(file.header))
 
 
 def _settings(folder: Path) -> dict[str, Any]:
@@ -120,7 +121,7 @@ def _constant(settings: dict[str, Any]) -> Curve:
     rate = as_number(nested(settings, "train", "lr"))
     optimizer = str(nested(settings, "train", "optimizer") or "")
     schedule = nested(settings, "train", "lr_scheduler") or "constant"
-    return Curve.of([(0, rate)]) if schedule == "constant" and not _ADAPTIVE.search(optimizer) else Curve()
+    return Curve.of([(0, rate)]) if schedule == "constant" and not ADAPTIVE.search(optimizer) else Curve()
 
 
 def _batch(settings: dict[str, Any], accumulated: int) -> int | None:

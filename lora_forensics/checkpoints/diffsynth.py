@@ -14,12 +14,12 @@ from typing import Any
 from lora_forensics.adapters import looks_like_adapter
 from lora_forensics.checkpoints.assembly import Told, as_epochs, assemble
 from lora_forensics.checkpoints.history import Curve
-from lora_forensics.checkpoints.interface import Folder, Trap, from_header
-from lora_forensics.checkpoints.logs.rows import csv_rows
+from lora_forensics.checkpoints.interface import Folder, Trap, from_header, unit_scale
+from lora_forensics.checkpoints.logs.entries import csv_rows
 from lora_forensics.checkpoints.logs.tensorboard import tensorboard_scalars
 from lora_forensics.errors import CheckpointError
 from lora_forensics.records import BaseReference, Checkpoint, Finding, Run, Skipped
-from lora_forensics.values import as_count, as_number, read_object
+from lora_forensics.values import as_count, as_number, read_object, spelt_number
 
 _NAME = re.compile(r"(step|epoch)-(\d{1,15})\.safetensors")
 _PATH = re.compile(r'"([^"]+)"')
@@ -65,8 +65,7 @@ class DiffSynth:
                 lost.append(Skipped.because(folder.files[name], header))
             elif looks_like_adapter(header.infos):
                 known = from_header(folder.files[name], name, int(match[2]), header)
-                alphas = any(key.endswith(".alpha") for key in header.infos)
-                found.append((match[1], replace(known, scale=None if alphas else 1.0)))
+                found.append((match[1], replace(known, scale=unit_scale(header))))
         if not found:
             return
         for path in [*(checkpoint.path for _, checkpoint in found), *(entry.path for entry in lost)]:
@@ -120,18 +119,8 @@ def _rates(arguments: dict[str, Any]) -> Curve:
 
 
 def _losses(path: Path) -> Curve:
-    return Curve.of((_number(row.get("step")), _number(row.get("value"))) for row in csv_rows(path) if _is_loss(row))
-
-
-def _is_loss(row: dict[str, str]) -> bool:
-    return row.get("key") == "loss"
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        return float(text or "")
-    except ValueError:
-        return None
+    rows = (row for row in csv_rows(path) if row.get("key") == "loss")
+    return Curve.of((spelt_number(row.get("step")), spelt_number(row.get("value"))) for row in rows)
 
 
 def _base(arguments: dict[str, Any]) -> str | None:

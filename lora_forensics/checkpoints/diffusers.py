@@ -6,24 +6,27 @@ accelerate's tracker puts them.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lora_forensics.checkpoints.assembly import Told, assemble, with_final
 from lora_forensics.checkpoints.history import Curve
-from lora_forensics.checkpoints.interface import Folder, Trap, stat_checkpoint
+from lora_forensics.checkpoints.interface import Folder, Trap, entries, stat_checkpoint
 from lora_forensics.checkpoints.logs import Log
 from lora_forensics.checkpoints.logs.settings import base_of_card, read_yaml
 from lora_forensics.checkpoints.logs.tensorboard import event_files, tensorboard_scalars
 from lora_forensics.errors import CheckpointError
-from lora_forensics.records import BaseReference, Checkpoint, Run, Skipped
+from lora_forensics.records import BaseReference, Checkpoint, Finding, Run, Skipped
 from lora_forensics.values import as_count
 
 WEIGHTS = "pytorch_lora_weights.safetensors"
 _CHECKPOINT = re.compile(r"checkpoint-(\d{1,15})")
+_OTHER = "adapter_model.safetensors"
+"""PEFT's, whose Trainer names its folders alike: with one in it a folder is left to be searched on."""
 _OWN_RATE = re.compile(r"prodigy", re.IGNORECASE)
 
 
@@ -37,6 +40,7 @@ class Diffusers:
         Trap("the final file may spell its keys lora.down where the checkpoints have lora_A: equal tensors count once"),
         Trap("no step, epoch or rate in the file: steps by the folder, rates by the log below logs/"),
         Trap("the final file's step is the last of the arguments (hparams.yml) or of the log"),
+        Trap("checkpoints beyond the steps of the newest arguments are of an earlier, longer training: another run"),
         Trap("alpha stands in the header (lora_adapter_metadata), per part of the model, not in tensors"),
         Trap("the logged rate of Prodigy lacks its factor d: unknown"),
         Trap("checkpoints hold optimizer.bin, scheduler.bin and random states: no adapters"),
@@ -52,7 +56,8 @@ class Diffusers:
         for name, path in sorted(folder.folders.items()):
             match = _CHECKPOINT.fullmatch(name)
             if match and (entry := open_weights(path, name, int(match[1]))) is not None:
-                del folder.folders[name]
+                if not (path / _OTHER).is_file():
+                    del folder.folders[name]
                 (found if isinstance(entry, Checkpoint) else lost).append(entry)  # type: ignore[arg-type] # by type
         final = final_file(folder)
         if isinstance(final, Skipped):
@@ -61,9 +66,26 @@ class Diffusers:
             yield from lost
             return
         tracked = read_tracked(folder.path)
+        end = as_count(tracked.arguments.get("max_train_steps")) or math.inf
+        earlier = [checkpoint for checkpoint in found if (checkpoint.step or 0) > end]
+        found = [checkpoint for checkpoint in found if (checkpoint.step or 0) <= end]
         if isinstance(final, Checkpoint):
-            found = with_final(found, final, _last_step(tracked))
-        yield assemble(self, folder.path, "", found, _told(folder.path, tracked), lost)
+            found = with_final(found, final, last_step(tracked))
+        findings = (_EARLIER,) if earlier else ()
+        if found:
+            told = _told(folder.path, tracked)
+            told = replace(told, findings=(*told.findings, *findings))
+            yield assemble(self, folder.path, "", found, told, lost)
+        if earlier:
+            yield assemble(self, folder.path, "", earlier, Told(findings=findings), () if found else lost)
+
+
+_EARLIER = Finding(
+    "several-trainings",
+    "warning",
+    "some checkpoints lie beyond the last step of the newest arguments (hparams.yml): an earlier training wrote them",
+    "they are listed as a run of their own; give each training its own --output_dir",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +121,7 @@ def final_file(folder: Folder) -> Checkpoint | Skipped | None:
 def read_tracked(folder: Path, logs: str = "logs") -> Tracked:
     """The newest log below `<folder>/logs`, in it or one level deeper, and the arguments beside it."""
     root = folder / logs
-    places = [path for path in (root, *_folders(root)) if event_files(path)]
+    places = [path for path in (root, *(root / name for name in sorted(entries(root)[1]))) if event_files(path)]
     if not places:
         return Tracked()
     newest = max(places, key=lambda path: event_files(path)[-1].name)
@@ -130,14 +152,9 @@ def samples_a_step(arguments: dict[str, Any]) -> int | None:
     return batch * (as_count(arguments.get("gradient_accumulation_steps")) or 1) if batch else None
 
 
-def _last_step(tracked: Tracked) -> int | None:
-    """Of a training that ran to its end, as the final file says that it did."""
-    planned = as_count(tracked.arguments.get("max_train_steps"))
-    return planned or max((curve.steps[-1] for curve in tracked.log.curves.values()), default=None)
-
-
-def _folders(path: Path) -> list[Path]:
-    try:
-        return sorted(entry for entry in path.iterdir() if entry.is_dir())
-    except OSError:
-        return []
+def last_step(tracked: Tracked) -> int | None:
+    """Of a training that ran to its end, as the final file says; None if the log ends before: the file is older."""
+    planned, curves = as_count(tracked.arguments.get("max_train_steps")), tracked.log.curves.values()
+    if planned and curves and not any(curve.covers(planned) for curve in curves):
+        return None
+    return planned or max((curve.steps[-1] for curve in curves), default=None)

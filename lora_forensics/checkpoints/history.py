@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from lora_forensics.values import as_count, as_number
 
 _ABSURD = 1e30
 """No rate and no loss is that large; numbers near the end of the range overflow whatever is done with them."""
+ADAPTIVE = re.compile(r"prodigy|dadapt|adafactor|automagic|schedulefree", re.IGNORECASE)
+"""Optimizers whose real rate is not the one that was asked for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,8 @@ class Folder:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 if entry.is_dir():
                     folder.folders[entry.name] = Path(entry.path)
+                elif entry.is_symlink() and _neighbour(path, entry.path):
+                    continue
                 elif entry.is_file() or entry.is_symlink():  # a pipe or socket would block whoever opens it
                     folder.files[entry.name] = Path(entry.path)
         return folder
@@ -53,6 +55,23 @@ class Folder:
             except CheckpointError as error:
                 self._headers[name] = error
         return self._headers[name]
+
+
+def _neighbour(folder: Path, link: str) -> bool:
+    """Whether a link leads to a file of its kind in the same folder, which is read under its own name."""
+    place, name = os.path.split(os.path.realpath(link))
+    alike = os.path.splitext(name)[1] == os.path.splitext(link)[1]
+    return alike and place == os.path.realpath(folder) and os.path.exists(link)
+
+
+def entries(folder: Path) -> tuple[set[str], set[str]]:
+    """Names of the files and of the folders in a folder; none if it cannot be read."""
+    try:
+        with os.scandir(folder) as found:
+            known = [(entry.name, entry.is_dir()) for entry in found]
+    except OSError:
+        return set(), set()
+    return {name for name, is_folder in known if not is_folder}, {name for name, is_folder in known if is_folder}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +136,11 @@ def stat_checkpoint(path: Path, name: str, step: int | None, config: Path | None
     with contextlib.suppress(OSError):  # measuring says what is wrong with it
         fingerprint = hashlib.sha256(fingerprint.encode() + config.read_bytes()).hexdigest()[:16]
     return replace(found, config=config, fingerprint=fingerprint)
+
+
+def unit_scale(header: Header) -> float | None:
+    """1 where no tensor holds an alpha, of trainers whose alpha is the rank then."""
+    return None if any(key.endswith(".alpha") for key in header.infos) else 1.0
 
 
 _EMPTY = "its tensors are empty: saved under DeepSpeed ZeRO-3 without gathering the weights, or without an adapter"

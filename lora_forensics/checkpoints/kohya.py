@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from lora_forensics.checkpoints.assembly import Told, as_epochs, assemble
-from lora_forensics.checkpoints.history import Curve, schedule
+from lora_forensics.checkpoints.history import ADAPTIVE, Curve, schedule
 from lora_forensics.checkpoints.interface import Folder, Trap, from_header, stat_checkpoint
 from lora_forensics.checkpoints.kohya_logs import Start, find_log, log_folders
 from lora_forensics.checkpoints.sessions import continued, goes_on, resumed, superseded
@@ -24,12 +24,11 @@ from lora_forensics.tensors import SAFETENSORS, Header, pickle_mentions
 from lora_forensics.values import as_count, as_number
 
 _PICKLES = (".ckpt", ".pt")
-_STEP = re.compile(r"(?P<stem>.*?)(?:-|^at-)step(?P<step>\d{8,15})")
-_EPOCH = re.compile(r"(?P<stem>.*?)(?:-|^epoch-)(?P<epoch>\d{6,15})")
+_STEP = re.compile(r"(?s:(?P<stem>.*?))(?:-|^at-)step(?P<step>\d{8,15})")
+_EPOCH = re.compile(r"(?s:(?P<stem>.*?))(?:-|^epoch-)(?P<epoch>\d{6,15})")
 _PREFIXES = ("lora_unet_", "lora_te", "lora_transformer_", "lycoris_", "oft_unet_")
-_STATE = re.compile(r".*-state")
-_ADAPTIVE = re.compile(r"prodigy|dadapt|adafactor|schedulefree", re.IGNORECASE)
-"""Optimizers whose real rate is not the one that was asked for."""
+_STATE = "-state"
+_STATES = ("train_state.json", "optimizer.bin")
 _LASTING = ("ss_network_module", "ss_network_dim", "ss_network_alpha", "ss_sd_model_name", "ss_new_sd_model_hash")
 """What a resumed session has in common with the one before it."""
 
@@ -107,8 +106,11 @@ class Kohya:
         """The runs in `folder`: one for each stem and session; a session that was resumed joins the one before."""
         files, damaged = self._read(folder)
         groups = _sessions(files)
-        for name in [n for n in folder.folders if groups and _STATE.fullmatch(n)]:
-            yield Skipped(folder.folders.pop(name), "training state", expected=True)
+        stems = {file.stem for file in files}
+        for name in [name for name in folder.folders if name.endswith(_STATE)]:
+            path = folder.folders[name]
+            if _parse_name(name.removesuffix(_STATE))[0] in stems or any((path / mark).is_file() for mark in _STATES):
+                yield Skipped(folder.folders.pop(name), "training state", expected=True)
         runs = _joined(groups)
         logs = log_folders(folder.path) if runs else {}
         for run in runs:
@@ -299,7 +301,7 @@ def _logged(sessions: Sequence[_Session], told: Told, found: _Logs) -> Told:
         start = Start(_float(meta, "ss_training_started_at"), _latest(session.files), last, found.alone)
         logs.append(find_log(found.folders, start, told.steps_per_epoch, session.offset))
     offsets = [session.offset for session in sessions]
-    adaptive = any(_ADAPTIVE.search(file.meta.get("ss_optimizer", "")) for s in sessions for file in s.files)
+    adaptive = any(ADAPTIVE.search(file.meta.get("ss_optimizer", "")) for s in sessions for file in s.files)
     return replace(
         told,
         rates=continued([log.adapted_rates if adaptive else log.rates for log in logs], offsets),
@@ -334,7 +336,7 @@ def _rates(meta: Mapping[str, str]) -> Curve:
     """The denoiser's learning rate by its schedule; empty where the metadata does not determine it."""
     rate = _float(meta, "ss_unet_lr") or _float(meta, "ss_learning_rate")
     steps = _int(meta, "ss_max_train_steps")
-    if rate is None or steps is None or _ADAPTIVE.search(meta.get("ss_optimizer", "")):
+    if rate is None or steps is None or ADAPTIVE.search(meta.get("ss_optimizer", "")):
         return Curve()
     return schedule(meta.get("ss_lr_scheduler", ""), rate, _float(meta, "ss_lr_warmup_steps") or 0.0, steps)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lora_forensics.checkpoints.history import Curve
+from lora_forensics.checkpoints.interface import entries
 from lora_forensics.checkpoints.logs import Log, unreadable
 from lora_forensics.checkpoints.logs.settings import read_toml
 from lora_forensics.checkpoints.logs.tensorboard import event_files, started, tensorboard_scalars
@@ -119,7 +120,7 @@ def log_folders(folder: Path) -> dict[Path, float | None]:
                 if files := event_files(path):
                     times = [time for file in files if (time := started(file)) is not None]
                     found[path] = min(times, default=None)
-            level = [sub for path in level for sub in _folders(path)][:left]
+            level = [path / name for path in level for name in sorted(entries(path)[1])][:left]
             left -= len(level)
     return found
 
@@ -143,11 +144,3 @@ def _files(folder: Path, suffix: str) -> list[Path]:
     except OSError:
         return []
     return [Path(path) for path in sorted(found, reverse=True)[:8]]
-
-
-def _folders(path: Path) -> list[Path]:
-    try:
-        with os.scandir(path) as entries:
-            return sorted(Path(entry.path) for entry in entries if entry.is_dir())
-    except OSError:
-        return []

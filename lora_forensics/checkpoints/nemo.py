@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from lora_forensics.checkpoints.adapter_folder import drop_links, entries, open_adapter, recorded_base
+from lora_forensics.checkpoints.adapter_folder import open_adapter, recorded_base
 from lora_forensics.checkpoints.assembly import Told, assemble
 from lora_forensics.checkpoints.history import Curve
-from lora_forensics.checkpoints.interface import Folder, Trap
+from lora_forensics.checkpoints.interface import Folder, Trap, entries
 from lora_forensics.checkpoints.logs.entries import Entry, continued, read_entries
 from lora_forensics.checkpoints.trainer_history import History
 from lora_forensics.records import Checkpoint, Finding, Run, Skipped
@@ -103,7 +103,6 @@ class Automodel:
         if not found:
             yield from skipped
             return
-        drop_links(folder)
         trained, findings = _lines(folder.path / "training.jsonl")
         evaluated, more = _lines(folder.path / "validation.jsonl")
         later = [e for e in trained if as_count(e.get("epoch"))]

@@ -15,7 +15,7 @@ from typing import Any
 
 from lora_forensics.checkpoints.assembly import Told, assemble, mean_of, with_final
 from lora_forensics.checkpoints.history import Curve
-from lora_forensics.checkpoints.interface import Folder, Trap, from_header
+from lora_forensics.checkpoints.interface import Folder, Trap, entries, from_header, unit_scale
 from lora_forensics.checkpoints.logs import Log
 from lora_forensics.checkpoints.logs.tensorboard import tensorboard_scalars
 from lora_forensics.checkpoints.sessions import continued, goes_on, resumed, superseded
@@ -86,6 +86,7 @@ class OneTrainer:
         Trap("a save that failed stays half-written: skipped by its size"),
         Trap("backups are training states; they are the checkpoints only where nothing was saved"),
         Trap("the final file lies elsewhere (output_model_destination), and its step only in the log"),
+        Trap("trainings with one destination overwrite its file: it is the newest one's; of two workspaces nobody's"),
         Trap("a training that goes on from a backup repeats steps: the later saves count"),
     )
     save_more_often = "lower 'save every' on the backup tab; nothing deletes saves (rolling backups are others)"
@@ -97,7 +98,7 @@ class OneTrainer:
         space = folder.path.parent if folder.path.name == "save" else folder.path
         inner = folder.folders.get("save")
         if not saves and inner is not None:
-            below = Folder(inner, {name: inner / name for name in _listed(inner)})
+            below = Folder(inner, {name: inner / name for name in sorted(entries(inner)[0])})
             saves = _saves(below, lost)
             if saves or lost:
                 del folder.folders["save"]
@@ -109,22 +110,23 @@ class OneTrainer:
             lost += [Skipped(path, "backups: training states", expected=True)] if saves else spoiled
             saves = saves or ({None: backups} if backups else {})
         for name in [] if saves else _finals(folder):
-            yield Skipped(folder.files.pop(name), "a final file of OneTrainer, without the saves of its run")
-        for prefix, found in saves.items():
-            for run in _joined(_sessions(found, prefix, space)):
-                mine = [entry for entry in lost if entry.expected or entry.path.name.startswith(prefix or "")]
-                lost = [entry for entry in lost if entry not in mine]
-                yield self._run(folder.path, prefix or "", run, mine)
+            yield Skipped(folder.files.pop(name), "a final file of OneTrainer: unknown which saves are of its run")
+        runs = [(prefix, run) for prefix, found in saves.items() for run in _joined(_sessions(found, prefix, space))]
+        newest = {_destination(run): run for _, run in sorted(runs, key=lambda entry: entry[1][-1].saves[-1].time)}
+        for prefix, run in runs:
+            mine = [entry for entry in lost if entry.expected or entry.path.name.startswith(prefix or "")]
+            lost = [entry for entry in lost if entry not in mine]
+            yield self._run(folder.path, prefix or "", run, mine, newest[_destination(run)] is run)
         yield from lost
 
-    def _run(self, folder: Path, prefix: str, sessions: Sequence[_Session], lost: list[Skipped]) -> Run:
+    def _run(self, folder: Path, prefix: str, sessions: Sequence[_Session], lost: list[Skipped], newest: bool) -> Run:
         settings = next((s.settings for s in reversed(sessions) if s.settings), {})
         accumulated = sessions[-1].accumulated
         saves = [save for session in sessions for save in session.saves]
         per_epoch = next(((save.step - save.inside) / save.epoch for save in saves if save.epoch), None)
         found, findings = _checkpoints(sessions, folder, accumulated, per_epoch)
         logs = [session.log for session in sessions]
-        final = _final(sessions[-1], folder, accumulated)
+        final = _final(sessions[-1], folder, accumulated) if newest else None  # the older one's was overwritten
         name = settings.get("base_model_name")
         batch = as_count(settings.get("batch_size"))
         told = Told(
@@ -158,7 +160,7 @@ def _backups(folder: Folder, lost: list[Skipped]) -> list[_Save]:
     """The LoRAs in the backups of a workspace; damaged ones go to `lost`."""
     place = folder.folders.get("backup")
     found: list[_Save] = []
-    for name in _listed(place) if place else []:
+    for name in sorted(entries(place)[1]) if place else []:
         weights = folder.path / "backup" / name / "lora" / "lora.safetensors"
         match = _BACKUP.fullmatch(name)
         if match and weights.is_file():
@@ -245,11 +247,11 @@ def _checkpoint(save: _Save, folder: Path, accumulated: int, per_epoch: float | 
     name = save.path.relative_to(folder).as_posix()
     found = from_header(save.path, name, save.step // accumulated, save.header)
     epoch = save.epoch + save.inside / per_epoch if per_epoch else 0.0 if not save.step else None
-    return replace(found, epoch=epoch, scale=_scale(save.header))
+    return replace(found, epoch=epoch, scale=unit_scale(save.header))
 
 
-def _scale(header: Header) -> float | None:
-    return None if any(key.endswith(".alpha") for key in header.infos) else 1.0
+def _destination(sessions: Sequence[_Session]) -> str:
+    return str(sessions[-1].settings.get("output_model_destination"))
 
 
 def _final(session: _Session, folder: Path, accumulated: int) -> Checkpoint | None:
@@ -270,7 +272,7 @@ def _final(session: _Session, folder: Path, accumulated: int) -> Checkpoint | No
         if header.infos == last.header.infos and header.modified >= last.header.modified:
             logged = session.log.first("loss/train_step").steps
             step = (logged[-1] + 1) // accumulated if logged else None
-            return replace(from_header(path, name, step, header), scale=_scale(header))
+            return replace(from_header(path, name, step, header), scale=unit_scale(header))
     return None
 
 
@@ -290,12 +292,5 @@ def _held_out(log: Log) -> Curve:
 
 def _stamped(folder: Path, prefix: str | None) -> dict[str, Path]:
     """What was written at the starts of the trainer, by time; of any prefix for None, since backups have none."""
-    found = [(name, _START.fullmatch(name)) for name in _listed(folder)]
+    found = [(name, _START.fullmatch(name)) for name in sorted(set().union(*entries(folder)))]
     return {match["time"]: folder / name for name, match in found if match and prefix in (None, match["prefix"])}
-
-
-def _listed(folder: Path) -> list[str]:
-    try:
-        return sorted(os.listdir(folder))
-    except OSError:
-        return []

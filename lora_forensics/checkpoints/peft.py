@@ -16,14 +16,12 @@ from typing import Any
 from lora_forensics.checkpoints.adapter_folder import (
     CONFIG,
     WEIGHTS,
-    drop_links,
-    entries,
     open_adapter,
     recorded_base,
     without_adapter,
 )
 from lora_forensics.checkpoints.assembly import assemble
-from lora_forensics.checkpoints.interface import Folder, Trap
+from lora_forensics.checkpoints.interface import Folder, Trap, entries
 from lora_forensics.checkpoints.logs import unreadable
 from lora_forensics.checkpoints.logs.tensorboard import event_files, tensorboard_scalars
 from lora_forensics.checkpoints.trainer_history import STATE, History, last_entries, marks
@@ -93,7 +91,6 @@ class PeftTrainer:
         if not saves:
             yield from skipped
             return
-        drop_links(folder)
         trainings, lost = _trainings(saves)
         skipped += lost
         findings = [_RERUN] if len(trainings) > 1 else []

@@ -7,27 +7,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from lora_forensics.checkpoints.assembly import Told, assemble, mean_of, with_final
 from lora_forensics.checkpoints.diffusers import (
     WEIGHTS,
     Tracked,
     final_file,
+    last_step,
     open_weights,
     read_tracked,
     samples_a_step,
 )
 from lora_forensics.checkpoints.history import Curve
-from lora_forensics.checkpoints.interface import Folder, Trap
+from lora_forensics.checkpoints.interface import Folder, Trap, entries
 from lora_forensics.checkpoints.logs import Log
-from lora_forensics.checkpoints.logs.rows import json_lines
+from lora_forensics.checkpoints.logs.entries import read_entries
 from lora_forensics.checkpoints.logs.settings import base_of_card
 from lora_forensics.records import BaseReference, Checkpoint, Run, Skipped
-from lora_forensics.values import as_count, read_object
+from lora_forensics.values import read_object
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d{1,15})(-rolling)?(-tmp)?")
 _STATE = re.compile(r"training_state(-rank\d+)?\.json")
@@ -46,7 +46,8 @@ class _Save:
     step: int
     rolling: bool
     unfinished: bool
-    files: frozenset[str]
+    files: set[str]
+    folders: set[str]
 
 
 class SimpleTuner:
@@ -85,17 +86,17 @@ class SimpleTuner:
                 continue
             del folder.folders[save.name]
             (found if isinstance(entry, Checkpoint) else lost).append(entry)  # type: ignore[arg-type] # by type
-            averaged = [path for path in _subfolders(save.path) if _EMA.fullmatch(path.name)]
+            averaged = [save.path / name for name in sorted(save.folders) if _EMA.fullmatch(name)]
             lost += [Skipped(path, "averaged weights (EMA) of a checkpoint", expected=True) for path in averaged]
         final = final_file(folder)
         lost += [Skipped(folder.folders.pop(n), "averaged weights (EMA)", expected=True) for n in _averaged(folder)]
         if isinstance(final, Skipped):
             lost.append(final)
-        metrics, config = _metrics(folder.path)
+        tracked = _metrics(folder.path)
         if isinstance(final, Checkpoint):
-            found = with_final(found, final, _last_step(metrics, config))
+            found = with_final(found, final, last_step(tracked))
         if found:
-            yield assemble(self, folder.path, "", found, _told(folder.path, metrics, config), lost)
+            yield assemble(self, folder.path, "", found, _told(folder.path, tracked), lost)
         else:
             yield from lost
 
@@ -103,8 +104,7 @@ class SimpleTuner:
 def _saves(folder: Folder) -> Iterator[_Save]:
     for name, path in folder.folders.items():
         if match := _CHECKPOINT.fullmatch(name):
-            files = frozenset(_names(path))
-            yield _Save(path, name, int(match[1]), match[2] is not None, match[3] is not None, files)
+            yield _Save(path, name, int(match[1]), match[2] is not None, match[3] is not None, *entries(path))
 
 
 def _skip(save: _Save, guarded: bool) -> Skipped | None:
@@ -119,23 +119,25 @@ def _skip(save: _Save, guarded: bool) -> Skipped | None:
 
 
 def _averaged(folder: Folder) -> list[str]:
-    return [name for name, path in folder.folders.items() if _EMA.fullmatch(name) and WEIGHTS in _names(path)]
+    return [name for name, path in folder.folders.items() if _EMA.fullmatch(name) and WEIGHTS in entries(path)[0]]
 
 
-def _metrics(folder: Path) -> tuple[Log, dict[str, Any]]:
+def _metrics(folder: Path) -> Tracked:
     """Curves and configuration: SimpleTuner's own files, else a TensorBoard log."""
     points: dict[str, list[tuple[object, object]]] = {}
-    for record in json_lines(folder / _METRICS):
+    records, findings = read_entries(folder / _METRICS) if (folder / _METRICS).is_file() else ([], ())
+    for record in records:
         metrics = record.get("metrics")
         for key, value in metrics.items() if isinstance(metrics, dict) else ():
             points.setdefault(str(key), []).append((record.get("step"), value))
-    log = Log({key: curve for key, values in points.items() if (curve := Curve.of(values)).steps})
+    log = Log({key: curve for key, values in points.items() if (curve := Curve.of(values)).steps}, findings)
     config = (read_object(folder / _CONFIG) or {}).get("config")
-    tracked = Tracked() if log.curves else read_tracked(folder)
-    return (log if log.curves else tracked.log), config if isinstance(config, dict) else tracked.arguments
+    tracked = Tracked(log) if log.curves else read_tracked(folder)
+    return replace(tracked, arguments=config) if isinstance(config, dict) else tracked
 
 
-def _told(folder: Path, log: Log, config: dict[str, Any]) -> Told:
+def _told(folder: Path, tracked: Tracked) -> Told:
+    log, config = tracked.log, tracked.arguments
     base = config.get("pretrained_model_name_or_path")
     own = "prodigy" in str(config.get("optimizer") or "").lower() or "prodigy_d" in log.curves
     return Told(
@@ -164,19 +166,3 @@ def _held_out(log: Log) -> Curve:
     """Of all evaluation sets together, else the mean of theirs."""
     curves = [curve for tag, curve in log.curves.items() if tag.startswith(_EVALUATION)]
     return log.first(_EVALUATION + "pooled") if _EVALUATION + "pooled" in log.curves else mean_of(curves)
-
-
-def _last_step(log: Log, config: dict[str, Any]) -> int | None:
-    planned = as_count(config.get("max_train_steps"))
-    return planned or max((curve.steps[-1] for curve in log.curves.values()), default=None)
-
-
-def _names(path: Path) -> list[str]:
-    try:
-        return [entry.name for entry in path.iterdir()]
-    except OSError:
-        return []
-
-
-def _subfolders(path: Path) -> list[Path]:
-    return sorted(path / name for name in _names(path) if (path / name).is_dir())

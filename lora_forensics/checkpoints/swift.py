@@ -20,6 +20,8 @@ from lora_forensics.records import Finding, Run, Skipped
 from lora_forensics.values import as_count, read_object
 
 _LOG, _ARGUMENTS = "logging.jsonl", "args.json"
+_OWN = {"swift_version", "template"}
+"""Arguments of ms-swift's own."""
 _PROGRESS = ("global_step/max_steps", "iteration")
 _COUNT = re.compile(r"(\d{1,15})/(\d{1,15})")
 
@@ -29,7 +31,7 @@ class Swift(PeftTrainer):
 
     name = "ms-swift"
     about = "ms-swift, also its Megatron path where that saves adapter_model.safetensors"
-    recognised = "the layout of peft beside logging.jsonl, or with args.json in the run or its checkpoints"
+    recognised = "the layout of peft beside logging.jsonl, or with ms-swift's args.json in the run or its checkpoints"
     traps: tuple[Trap, ...] = (
         Trap("every start has a folder of its own, v0-<time>, v1-<time>, ...: each is a run"),
         Trap(
@@ -41,10 +43,11 @@ class Swift(PeftTrainer):
 
     def claims(self, folder: Folder) -> bool:
         """By the files that only it writes."""
-        if folder.insisted or _LOG in folder.files or _ARGUMENTS in folder.files:
+        if folder.insisted or _LOG in folder.files:
             return True
-        first = next((name for name in folder.folders if name.startswith("checkpoint-")), None)
-        return first is not None and (folder.folders[first] / _ARGUMENTS).is_file()
+        first = [path for name, path in folder.folders.items() if name.startswith("checkpoint-")][:1]
+        # others call a file of arguments so too
+        return any(not _OWN.isdisjoint(read_object(path / _ARGUMENTS) or {}) for path in (folder.path, *first))
 
     def log(self, folder: Path) -> tuple[History, tuple[Finding, ...]]:
         """The history in logging.jsonl's last line, else its lines, else TensorBoard."""

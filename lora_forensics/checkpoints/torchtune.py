@@ -13,15 +13,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lora_forensics.checkpoints.adapter_folder import CONFIG, WEIGHTS, entries, open_adapter, recorded_base
+from lora_forensics.checkpoints.adapter_folder import CONFIG, WEIGHTS, open_adapter, recorded_base
 from lora_forensics.checkpoints.assembly import Told, as_epochs, assemble
-from lora_forensics.checkpoints.interface import Folder, Trap, stat_checkpoint
+from lora_forensics.checkpoints.interface import Folder, Trap, entries, stat_checkpoint
 from lora_forensics.checkpoints.logs.entries import Entry, continued, read_entries
 from lora_forensics.checkpoints.logs.settings import read_yaml
 from lora_forensics.checkpoints.trainer_history import History
 from lora_forensics.errors import CheckpointError
 from lora_forensics.records import Checkpoint, Finding, Run, Skipped
-from lora_forensics.values import as_count
+from lora_forensics.values import as_count, spelt_number
 
 _FOLDER = re.compile(r"(epoch|step)_(\d{1,15})")
 _OLD = re.compile(r"adapter_(\d{1,15})\.pt")
@@ -182,16 +182,11 @@ def _text_lines(path: Path) -> list[dict[str, Any]]:
     found = []
     for line in text.splitlines():
         if match := _LINE.match(line):
-            values = {key: number for key, value in _PAIR.findall(match[2]) if (number := _number(value)) is not None}
+            values = {
+                key: number for key, value in _PAIR.findall(match[2]) if (number := spelt_number(value)) is not None
+            }
             found.append({"step": int(match[1]), **values})
     return found
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
 
 
 def _steps_per_epoch(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from lora_forensics.records import Finding, Skipped, Summary, Verdict
@@ -150,7 +150,7 @@ class Page:
 
     def room(self, sentence: str) -> int:
         """Lines that a sentence needs beside its label."""
-        return len(list(_wrapped(sentence, self.width - _INDENT - _LABEL)))
+        return len(list(text.wrapped(sentence, self.width - _INDENT - _LABEL)))
 
     def blank(self) -> None:
         """An empty line."""
@@ -158,7 +158,7 @@ class Page:
 
     def line(self, sentence: str, style: str = "") -> None:
         """A line at the margin."""
-        for part in _wrapped(sentence, self.width):
+        for part in text.wrapped(sentence, self.width):
             self._print((part, style))
 
     def raw(self, lines: Iterable[str]) -> None:
@@ -174,14 +174,14 @@ class Page:
             self._print((name, _STYLES["run"]), ("   ", ""), (about, _STYLES["quiet"]))
             return
         self._print((name, _STYLES["run"]))
-        for part in _wrapped(about, self.width - _INDENT):
+        for part in text.wrapped(about, self.width - _INDENT):
             self._print((" " * _INDENT, ""), (part, _STYLES["quiet"]))
 
     def row(self, label: str, sentence: str, style: str = "", label_style: str = "quiet", elide: bool = False) -> None:
         """A label and its text, wrapped beside it; nothing for an empty text."""
         room = self.width - _INDENT - _LABEL
         label = " " * _INDENT + label.ljust(_LABEL - 1) + " "
-        for part in [_elided(sentence, room)] if elide else _wrapped(sentence, room):
+        for part in [_elided(sentence, room)] if elide else text.wrapped(sentence, room):
             self._print((label, _STYLES.get(label_style, "")), (part, _STYLES.get(style, "")))
             label = " " * (_INDENT + _LABEL)
 
@@ -200,22 +200,6 @@ class Page:
         from rich.text import Text
 
         self._console.print(Text.assemble(*parts), soft_wrap=True)
-
-
-def _wrapped(sentence: str, room: int) -> Iterator[str]:
-    """Lines of at most `room` cells; a longer word, mostly a path, stays in one piece so that it can be copied."""
-    from rich.cells import cell_len
-
-    line, used = "", 0
-    for word in sentence.split():
-        size = cell_len(word)
-        if line and used + 1 + size > room:
-            yield line
-            line, used = word, size
-        else:
-            line, used = f"{line} {word}".lstrip(), used + size + bool(line)
-    if line:
-        yield line
 
 
 def _elided(path: str, room: int) -> str:

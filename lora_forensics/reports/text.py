@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from lora_forensics.records import Skipped, Summary, Verdict
@@ -40,6 +40,22 @@ def plain(text: object) -> str:
     bare = _TERMINAL_CODES.sub("", str(text))
     spaced = "".join(map(_printable, bare))
     return " ".join(spaced.split())
+
+
+def wrapped(sentence: str, room: int) -> Iterator[str]:
+    """Lines of at most `room` cells; a longer word, mostly a path, stays in one piece so that it can be copied."""
+    from rich.cells import cell_len
+
+    line, used = "", 0
+    for word in sentence.split():
+        size = cell_len(word)
+        if line and used + 1 + size > room:
+            yield line
+            line, used = word, size
+        else:
+            line, used = f"{line} {word}".lstrip(), used + size + bool(line)
+    if line:
+        yield line
 
 
 def count(number: int, noun: str) -> str:

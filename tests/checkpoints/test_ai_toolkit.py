@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from factories import kohya_run
 from image_layouts import RATES, STEPS, ai_toolkit, kohya_keys, loss_log, peft_keys, write
 from runs import only, search
 
@@ -115,3 +116,10 @@ def test_a_damaged_database_is_a_finding(tmp_path: Path) -> None:
     ai_toolkit(tmp_path)
     (tmp_path / "loss_log.db").write_bytes(b"no database" * 100)
     assert "log-unreadable" in [finding.rule for finding in only(tmp_path).findings]
+
+
+def test_a_final_file_of_kohya_that_ends_in_nine_digits_is_kohyas(tmp_path: Path) -> None:
+    """A time in the output name is no step."""
+    kohya_run(tmp_path, "char_1700000000", [10, 20, 30])
+    run = only(tmp_path)
+    assert (run.trainer, [c.step for c in run.checkpoints]) == ("kohya", [10, 20, 30])

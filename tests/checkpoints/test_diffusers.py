@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
-from factories import library, touch_later
+from factories import library, peft_adapter, touch_later
 from image_layouts import BASE, RATES, STEPS, diffusers, peft_keys, write
 from runs import only, rules, search
 from safetensors import safe_open
@@ -40,14 +41,13 @@ def test_both_key_styles_in_one_run(tmp_path: Path) -> None:
 
 def test_both_key_styles_are_one_series(tmp_path: Path) -> None:
     """TRAP: where the final is no copy, its modules are those of the checkpoints all the same."""
-    diffusers(tmp_path, (10, 20))
+    diffusers(tmp_path, (10, 20, 30))
+    shutil.rmtree(tmp_path / "checkpoint-30")
     renamed = {
         key.replace("lora_A", "lora.down").replace("lora_B", "lora.up"): value
         for key, value in peft_keys(30, "transformer.").items()
     }
     write(renamed, tmp_path / "pytorch_lora_weights.safetensors")
-    for path in (tmp_path / "logs").rglob("hparams.yml"):
-        path.write_text("max_train_steps: 30\n")
     run = only(tmp_path)
     assert [c.step for c in run.checkpoints] == [10, 20, 30]
     layers = measure_run(run).layers
@@ -75,10 +75,9 @@ def test_rates_losses_and_arguments_come_from_accelerates_tracker(tmp_path: Path
 
 def test_a_final_that_is_no_copy_has_the_planned_last_step(tmp_path: Path) -> None:
     """TRAP: it is saved when the training has ended, mostly between two intervals."""
-    diffusers(tmp_path, (10, 20))
+    diffusers(tmp_path, (10, 20, 25))
+    shutil.rmtree(tmp_path / "checkpoint-25")
     write(peft_keys(60, "transformer."), tmp_path / "pytorch_lora_weights.safetensors")
-    for path in (tmp_path / "logs").rglob("hparams.yml"):
-        path.write_text(path.read_text().replace("max_train_steps: 20", "max_train_steps: 25"))
     assert [c.step for c in only(tmp_path).checkpoints] == [10, 20, 25]
 
 
@@ -115,3 +114,39 @@ def test_of_several_logs_the_newest_counts(tmp_path: Path) -> None:
     run = only(tmp_path)
     assert run.checkpoints[0].learning_rate == pytest.approx(RATES[10])
     touch_later(run.checkpoints[0].path)
+
+
+def test_a_final_file_older_than_the_log_has_no_step(tmp_path: Path) -> None:
+    """TRAP: a training that was taken up again has not reached the planned end yet: the file is of the first."""
+    diffusers(tmp_path, (10, 20))
+    write(peft_keys(70, "transformer."), tmp_path / "pytorch_lora_weights.safetensors")
+    for path in (tmp_path / "logs").rglob("hparams.yml"):
+        path.write_text(path.read_text().replace("max_train_steps: 20", "max_train_steps: 60"))
+    run = only(tmp_path)
+    assert [c.step for c in run.checkpoints] == [10, 20]
+    assert [c.name for c in run.unplaced] == ["pytorch_lora_weights.safetensors"]
+
+
+def test_checkpoints_beyond_the_newest_arguments_are_another_run(tmp_path: Path) -> None:
+    """TRAP: a shorter training overwrote the first of a longer one; its rates are not those of the rest."""
+    diffusers(tmp_path)
+    for path in (tmp_path / "logs").rglob("hparams.yml"):
+        path.write_text(path.read_text().replace("max_train_steps: 60", "max_train_steps: 30"))
+    runs, _ = search(tmp_path)
+    assert [[c.step for c in run.checkpoints] for run in runs] == [[10, 20, 30], [40, 50, 60]]
+    assert [rules(run)[-1] for run in runs] == ["several-trainings"] * 2
+    assert {c.learning_rate for c in runs[1].checkpoints} == {None}
+    assert runs[1].base.name is None
+
+
+def test_adapters_of_peft_in_the_same_folders_are_found_too(tmp_path: Path) -> None:
+    """Both call them checkpoint-<step>."""
+    diffusers(tmp_path, (10, 20))
+    for step in (10, 20, 30):
+        peft_adapter(tmp_path / f"checkpoint-{step}", step)
+    runs, skipped = search(tmp_path)
+    assert [(run.trainer, [c.step for c in run.checkpoints]) for run in runs] == [
+        ("diffusers", [10, 20]),
+        ("peft", [10, 20, 30]),
+    ]
+    assert not skipped

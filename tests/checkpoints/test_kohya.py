@@ -352,3 +352,23 @@ def test_a_resumed_session_on_two_processes(tmp_path: Path) -> None:
     run = only(tmp_path)
     assert [c.step for c in run.checkpoints] == [5, 10, 15, 20]
     assert not run.findings
+
+
+def test_states_are_told_by_their_run_or_by_what_is_in_them(tmp_path: Path) -> None:
+    """TRAP: they hold the network as model.safetensors; a folder of the user's may end in -state too."""
+    kohya_run(tmp_path, steps=[10, 20])
+    kohya_run(tmp_path / "solid-state", "other", [10, 20])
+    kohya_file(tmp_path / "name-000001-state" / "model.safetensors", 10, None)
+    kohya_file(tmp_path / "alone" / "gone-step00000010-state" / "model.safetensors", 10, None)
+    (tmp_path / "alone" / "gone-step00000010-state" / "train_state.json").write_text("{}")
+    runs, skipped = search(tmp_path)
+    assert [run.name for run in runs] == ["name", "solid-state/other"]
+    assert sorted((entry.path.name, entry.reason) for entry in skipped) == [
+        ("gone-step00000010-state", "training state"),
+        ("name-000001-state", "training state"),
+    ]
+
+
+def test_a_line_break_in_the_output_name(tmp_path: Path) -> None:
+    """Linux allows it; the files are one run."""
+    assert len(only(kohya_run(tmp_path, "a\nb", [10, 20, 30])).checkpoints) == 3

@@ -155,15 +155,26 @@ def test_links_and_merged_models_of_swift_are_no_runs(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     run = hf_run(tmp_path, [10, 20])
-    (run / "args.json").write_text("{}")
+    (run / "args.json").write_text('{"swift_version": "4.0.0"}')
     (run / "best").symlink_to(run / "checkpoint-10", target_is_directory=True)
     (run / "checkpoint-20-merged").mkdir()
     save_file(
         {"model.layers.0.self_attn.q_proj.weight": torch.ones(2, 2)}, run / "checkpoint-20-merged" / "model.safetensors"
     )
     runs, skipped = search(tmp_path)
-    assert [[c.step for c in run.checkpoints] for run in runs] == [[10, 20]]
+    assert [(run.trainer, [c.step for c in run.checkpoints]) for run in runs] == [("ms-swift", [10, 20])]
     assert [entry.expected for entry in skipped] == [True]
+
+
+@pytest.mark.parametrize(
+    ("text", "trainer"), [('{"template": "qwen"}', "ms-swift"), ('{"lr": 1}', "peft"), ("[", "peft")]
+)
+def test_arguments_of_others_are_not_swifts(text: str, trainer: str, tmp_path: Path) -> None:
+    """Many a script writes an args.json."""
+    (hf_run(tmp_path, [10, 20]) / "args.json").write_text(text)
+    assert only(tmp_path).trainer == trainer
+    (tmp_path / "args.json").rename(tmp_path / "checkpoint-10" / "args.json")
+    assert only(tmp_path).trainer == trainer
 
 
 def test_swift_on_megatron_counts_iterations(tmp_path: Path) -> None:

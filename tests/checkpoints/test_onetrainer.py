@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -178,3 +179,18 @@ def test_prefixes_tell_runs_apart(tmp_path: Path) -> None:
             write(kohya_keys(step), tmp_path / "save" / name, {"ot_branch": "master"})
     runs, _ = search(tmp_path)
     assert [(run.name, len(run.checkpoints)) for run in runs] == [("cat", 2), ("dog", 2)]
+
+
+def test_the_final_file_of_two_trainings_is_the_newest_ones(tmp_path: Path) -> None:
+    """TRAP: a rerun overwrites it; of two workspaces nothing tells whose it is, and it is listed apart."""
+    for start in ("2026-05-01_10-00-00", "2026-05-02_11-00-00"):
+        onetrainer(tmp_path / "ws" / "a", start=start, output_model_destination="models/mine.safetensors")
+        log = {"loss/train_step": {69: 0.5}}
+        tensorboard_log(tmp_path / "ws" / "a" / "tensorboard" / start, log, stamp=1_900_000_000)
+    final = write(kohya_keys(70), tmp_path / "models" / "mine.safetensors", {"ot_branch": "master"})
+    runs, _ = search(tmp_path)
+    assert [[c.step for c in run.checkpoints] for run in runs] == [list(STEPS), [*STEPS, 70]]
+    shutil.copytree(tmp_path / "ws" / "a", tmp_path / "ws" / "b")
+    runs, skipped = search(tmp_path)
+    assert [[c.step for c in run.checkpoints] for run in runs] == [list(STEPS)] * 4
+    assert [entry.path for entry in skipped] == [final]

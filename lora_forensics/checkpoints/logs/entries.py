@@ -1,8 +1,9 @@
-"""Logs of one JSON object a line that were appended to, as entries of the Hugging Face Trainer's history."""
+"""Logs of one record a line that were appended to: JSON objects, as the Hugging Face Trainer names things, and CSV."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import csv
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,3 +42,13 @@ def continued(entries: Iterable[Entry]) -> list[Entry]:
             kept.pop()
         kept.append(entry)
     return kept
+
+
+def csv_rows(path: Path) -> Iterator[dict[str, str]]:
+    """The rows of a file with a header; numbers are text as they stand there."""
+    try:
+        with path.open("r", encoding="utf-8", errors="replace", newline="") as file:
+            for row in csv.DictReader(file):
+                yield {key: value for key, value in row.items() if isinstance(key, str) and isinstance(value, str)}
+    except (OSError, csv.Error):
+        return

@@ -29,7 +29,7 @@ from lora_forensics.adapters import (
 from lora_forensics.base_model import BaseModel, open_base
 from lora_forensics.errors import CheckpointError
 from lora_forensics.metrics import METRICS
-from lora_forensics.moments import Weight, count_nonfinite, fitting, full_precision
+from lora_forensics.moments import Weight, count_nonfinite, fitting, full_precision, widened
 from lora_forensics.notices import Notices
 from lora_forensics.records import Checkpoint, Skipped, Unresolved, WeightRef
 from lora_forensics.series import MODULE_COLUMNS
@@ -245,7 +245,7 @@ def _measure_group(
         config=group[0].loaded.settings.of(first.name),
         layers=layers,
         bias=lambda: None if base is None or ref is None else base.bias(ref),
-        aside={role: tensor for role, tensor in stacked.items() if role in kind.aside},
+        aside={role: widened(tensor) for role, tensor in stacked.items() if role in kind.aside},
     )
     weight = None if base is None or ref is None else _weight(base, ref)
     moments = kind.change(stack).moments(weight, torch.device(unit.device), unit.spectra)
@@ -254,7 +254,7 @@ def _measure_group(
     if unit.biases:
         saved = group[-1].tensors.get(_SAVED_BIAS)
         with fitting():
-            changed = kind.bias_change(stack, weight) if saved is None else less_bias(saved[None], stack)
+            changed = kind.bias_change(stack, weight) if saved is None else less_bias(widened(saved)[None], stack)
         if changed is not None:
             result.bias_norms[first.name] = float(changed[-1].norm())
     count = len(group) - lead

@@ -179,9 +179,8 @@ class Merger:
             setattr(owner, role, nn.Parameter(empty if given is None else given.clone(), requires_grad=False))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return get_peft_model(
-                root, _configuration(config, layers)
-            ).eval()  # VB-LoRA refuses its short form in training
+            model = get_peft_model(root, _configuration(config, layers))
+        return model.eval()  # VB-LoRA refuses its short form in training
 
     def _names(self, model: Any) -> tuple[set[str], set[str]]:
         """Names that peft saves of this module, and of what all share."""

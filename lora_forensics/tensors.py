@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import zipfile
@@ -142,8 +143,11 @@ def _describe(text: str) -> _Described:
     infos, end = {}, 0
     for name, entry in document.items():
         name.encode()  # JSON can spell lone surrogates, which are no text
-        infos[name] = TensorInfo(str(entry["dtype"]), tuple(int(n) for n in entry["shape"]))
-        end = max(end, int(entry["data_offsets"][1]))
+        info = TensorInfo(str(entry["dtype"]), tuple(int(n) for n in entry["shape"]))
+        start, stop = map(int, entry["data_offsets"])
+        if min(start, *info.shape, 0) < 0 or math.prod(info.shape) > 8 * (stop - start):  # less than a bit for a number
+            raise ValueError(name)
+        infos[name], end = info, max(end, stop)
     return _Described(infos, metadata, end, hashlib.sha256(text.encode()).hexdigest())
 
 
@@ -224,9 +228,13 @@ class PickleFile:
                 "save it as safetensors with the trainer that wrote it",
             ) from error
         state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
+        entries = state.items() if isinstance(state, dict) else ()
         self._tensors: dict[str, torch.Tensor] = {
-            str(name): value for name, value in state.items() if isinstance(value, torch.Tensor)
+            str(name): value for name, value in entries if isinstance(value, torch.Tensor)
         }
+        for name, value in self._tensors.items():
+            if value.layout != torch.strided or value.is_quantized or value.is_meta:
+                raise CheckpointError(f"{path}: tensor {name!r} is sparse, quantized or without numbers: not read")
 
     @property
     def infos(self) -> Mapping[str, TensorInfo]:

@@ -22,17 +22,21 @@ from lora_forensics.adapters import (
     Layer,
     Settings,
     Stack,
+    less_bias,
     read_layout,
     read_settings,
 )
 from lora_forensics.base_model import BaseModel, open_base
 from lora_forensics.errors import CheckpointError
 from lora_forensics.metrics import METRICS
-from lora_forensics.moments import Weight, count_nonfinite, full_precision
+from lora_forensics.moments import Weight, count_nonfinite, fitting, full_precision, widened
 from lora_forensics.notices import Notices
 from lora_forensics.records import Checkpoint, Skipped, Unresolved, WeightRef
 from lora_forensics.series import MODULE_COLUMNS
 from lora_forensics.tensors import open_tensors
+
+_SAVED_BIAS = "saved bias"
+"""Role of a bias beside any kind's tensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,8 @@ class Unit:
     """Also compare neighbours that are stored in other types or ranks: widened, and padded with zeros."""
     spectra: bool = False
     """All singular values of every change, whatever that takes."""
+    biases: bool = False
+    """Also the norms of the changes of biases."""
 
 
 @dataclass(slots=True)
@@ -65,6 +71,8 @@ class UnitResult:
     notices: Notices = field(default_factory=Notices)
     layouts: dict[str, AdapterLayout] = field(default_factory=dict)
     """Checkpoint to its modules."""
+    bias_norms: dict[str, float] = field(default_factory=dict)
+    """Module to the norm of its bias' change at the last checkpoint, where one is asked for, and known."""
     refs: dict[str, WeightRef] = field(default_factory=dict)
     """Module to the weight below it; of several shapes of a module the last."""
 
@@ -170,6 +178,8 @@ def _load(unit: Unit, index: int, result: UnitResult) -> _Loaded | None:
         for name, module in layout.modules.items():
             for role, key in module.keys.items():
                 owners.setdefault(key, []).append((name, role))
+            if unit.biases and module.bias:
+                owners.setdefault(module.bias, []).append((name, _SAVED_BIAS))
         tensors: dict[str, dict[str, torch.Tensor]] = {name: {} for name in layout.modules}
         for key in file.infos:  # in the file's own order: one pass over the disk
             if key in owners:
@@ -235,12 +245,18 @@ def _measure_group(
         config=group[0].loaded.settings.of(first.name),
         layers=layers,
         bias=lambda: None if base is None or ref is None else base.bias(ref),
+        aside={role: widened(tensor) for role, tensor in stacked.items() if role in kind.aside},
     )
     weight = None if base is None or ref is None else _weight(base, ref)
     moments = kind.change(stack).moments(weight, torch.device(unit.device), unit.spectra)
-    aside = [stacked[role] for role in first.keys if role in kind.aside]
-    if aside:
-        moments = replace(moments, nonfinite=moments.nonfinite + count_nonfinite(*aside)[lead:])
+    if stack.aside:
+        moments = replace(moments, nonfinite=moments.nonfinite + count_nonfinite(*stack.aside.values())[lead:])
+    if unit.biases:
+        saved = group[-1].tensors.get(_SAVED_BIAS)
+        with fitting():
+            changed = kind.bias_change(stack, weight) if saved is None else less_bias(widened(saved)[None], stack)
+        if changed is not None:
+            result.bias_norms[first.name] = float(changed[-1].norm())
     count = len(group) - lead
     for metric in METRICS:
         known = metric.needs <= moments.known

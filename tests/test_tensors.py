@@ -16,6 +16,13 @@ from safetensors.torch import save_file
 from lora_forensics.errors import CheckpointError
 from lora_forensics.tensors import TensorUnion, open_tensors, read_header, same_content
 
+
+def _header(shape: list[int], offsets: list[int]) -> bytes:
+    """A file that claims one tensor of this shape in 16 bytes."""
+    text = json.dumps({"x": {"dtype": "F32", "shape": shape, "data_offsets": offsets}}).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(16)
+
+
 DAMAGED = Path(__file__).parent / "data" / "damaged"
 
 
@@ -55,6 +62,16 @@ def test_slices_are_those_of_the_whole_tensor(file: Path) -> None:
         ((2).to_bytes(8, "little") + b"[]", "not a safetensors header"),
         ((4).to_bytes(8, "little") + b"nope", "not a safetensors header"),
         ((13).to_bytes(8, "little") + b'{"x":{"a":1}}', "not a safetensors header"),
+        *(
+            (_header(shape, offsets), "not a safetensors header")
+            for shape, offsets in (
+                ([-2, -2], [0, 16]),
+                ([2**62, 2**62], [0, 16]),
+                ([2], [-16, 0]),
+                ([99], [8, 16]),
+                ([4], [16, 0]),
+            )
+        ),
     ],
 )
 def test_damage_is_named(content: bytes, word: str, tmp_path: Path) -> None:
@@ -112,6 +129,25 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path, monkeypatch: py
     with pytest.raises(CheckpointError, match="weights-only"):
         open_tensors(path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        ({"state_dict": [1]}, None),
+        ([torch.ones(2)], None),
+        ({"x": torch.eye(2).to_sparse()}, "sparse"),
+        ({"x": torch.ones(2, device="meta")}, "without numbers"),
+    ],
+)
+def test_pickles_of_something_else(content: object, word: str | None, tmp_path: Path) -> None:
+    """Hold no tensors, or tensors that are refused."""
+    torch.save(content, tmp_path / "a.pt")
+    if word is None:
+        assert open_tensors(tmp_path / "a.pt").infos == {}
+    else:
+        with pytest.raises(CheckpointError, match=word):
+            open_tensors(tmp_path / "a.pt")
 
 
 def test_equal_content_ignores_metadata_only(file: Path, tmp_path: Path) -> None:

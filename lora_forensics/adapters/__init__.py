@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lora_forensics.adapters import naming
 from lora_forensics.adapters.adalora import AdaLoRA
@@ -24,7 +24,7 @@ from lora_forensics.adapters.hira import HiRA
 from lora_forensics.adapters.hra import HRA
 from lora_forensics.adapters.ia3 import IA3
 from lora_forensics.adapters.initial import SvdLoRA
-from lora_forensics.adapters.interface import AdapterKind, KindDoc, Layer, Layout, Stack
+from lora_forensics.adapters.interface import AdapterKind, KindDoc, Layer, Layout, Stack, less_bias
 from lora_forensics.adapters.loha import LoHa
 from lora_forensics.adapters.lokr import LoKr
 from lora_forensics.adapters.lora import LoRA
@@ -55,6 +55,7 @@ __all__ = [
     "Layout",
     "Settings",
     "Stack",
+    "less_bias",
     "looks_like_adapter",
     "read_layout",
     "read_settings",
@@ -126,6 +127,8 @@ class AdapterModule:
     component: str
     block: int | None
     role: str
+    bias: str | None = None
+    """A bias that was trained and saved whole beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +182,10 @@ def read_layout(infos: Mapping[str, TensorInfo], settings: Settings | None = Non
             unread[module] = found
         else:
             foreign.extend(names)
+    for name in foreign:
+        owner = name.removesuffix(".bias").removesuffix(".base_layer")
+        if name.endswith(".bias") and owner in modules:
+            modules[owner] = replace(modules[owner], bias=name)
     owners = {module.kind for module in modules.values()}
     for name, roles in shared.items():
         if not owners & roles.keys() and not unread:

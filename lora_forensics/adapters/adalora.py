@@ -32,7 +32,7 @@ class AdaLoRA(AdapterKind):
         if set(shapes) - self.aside != {"down", "up", "values"}:
             return None
         down, up, values = (shapes[role] for role in ("down", "up", "values"))
-        if len(down) != 2 or len(up) != 2 or not down[0] == up[1] == values[0] > 0:
+        if not len(down) == len(up) == len(values) == 2 or not down[0] == up[1] == values[0] > 0:
             return None
         return Layout(down[0], up[0], down[1])
 

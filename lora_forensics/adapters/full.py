@@ -9,7 +9,9 @@ from lora_forensics.adapters.config import AdapterConfig
 from lora_forensics.adapters.interface import AdapterKind, KindDoc, Layout, Shapes, Stack, product
 
 if TYPE_CHECKING:
-    from lora_forensics.moments import GivenChange
+    import torch
+
+    from lora_forensics.moments import GivenChange, Weight
 
 
 class Full(AdapterKind):
@@ -36,6 +38,11 @@ class Full(AdapterKind):
         from lora_forensics.moments import GivenChange
 
         return GivenChange(next(iter(stack.tensors.values())), stack.lead)
+
+    def bias_change(self, stack: Stack, weight: Weight | None) -> torch.Tensor | None:
+        """The tensor."""
+        bias = stack.aside.get("bias")
+        return None if bias is None else bias.double()
 
 
 def plain_layout(shape: tuple[int, ...]) -> Layout | None:

@@ -11,9 +11,10 @@ from lora_forensics.adapters.interface import AdapterKind, KindDoc, Layout, Shap
 if TYPE_CHECKING:
     import torch
 
-    from lora_forensics.moments import FormedChange
+    from lora_forensics.moments import FormedChange, Weight
 
 _PARTS = ("a", "b")
+_BIAS_PARTS = ("c", "d", "e")
 
 
 class PeftGLoRA(AdapterKind):
@@ -23,10 +24,10 @@ class PeftGLoRA(AdapterKind):
     about = KindDoc("GLoRA of PEFT", "W * A + B", "Chavan et al. 2023; PEFT")
     suffixes: Mapping[str, str] = {
         f"{part}_{name.lower()}": rf"\.glora_{part.upper()}(?:\.[^.]+)?\.{name}"
-        for part in "abcde"
+        for part in (*_PARTS, *_BIAS_PARTS)
         for name in ("Xd", "Xu", "X", "zeros")
     }
-    aside = frozenset(f"{part}_{name}" for part in "cde" for name in ("xd", "xu", "x", "zeros"))
+    aside = frozenset(f"{part}_{name}" for part in _BIAS_PARTS for name in ("xd", "xu", "x", "zeros"))
     peft_types = frozenset({"GLORA"})
 
     def layout(self, shapes: Shapes, config: AdapterConfig, module: str) -> Layout | None:
@@ -44,13 +45,31 @@ class PeftGLoRA(AdapterKind):
         tensors = stack.tensors
 
         def form(index: int, weight: torch.Tensor) -> torch.Tensor:
-            parts = []
-            for part in _PARTS:
-                held = {r[2:]: widened(t[index]).to(weight) for r, t in tensors.items() if r.startswith(part)}
-                parts.append(held["xd"] @ held["xu"] if "xu" in held else next(iter(held.values())))
-            return (weight * parts[0] + parts[1]).expand_as(weight)
+            held = {role: widened(tensor[index]).to(weight) for role, tensor in tensors.items()}
+            a, b = (_formed(part, held) for part in _PARTS)
+            return (weight * a + b).expand_as(weight)
 
         return FormedChange(form, tuple(tensors.values()), stack.lead)
+
+    def bias_change(self, stack: Stack, weight: Weight | None) -> torch.Tensor | None:
+        """With a bias b: b * D + E + W C."""
+        import torch
+
+        from lora_forensics.moments import times
+
+        frozen = stack.bias()
+        if weight is None or frozen is None or {role[0] for role in stack.aside} != set(_BIAS_PARTS):
+            return None
+        wide = {role: tensor.double() for role, tensor in stack.aside.items()}
+        c, d, e = (_formed(part, wide) for part in _BIAS_PARTS)
+        moved = times(weight, c.reshape(len(c), -1).expand(-1, weight.columns), torch.device("cpu")).mT
+        return frozen * d.flatten(1) + e.flatten(1) + moved
+
+
+def _formed(part: str, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """One part, of its factors if it has any."""
+    held = {role[2:]: tensor for role, tensor in tensors.items() if role.startswith(part)}
+    return held["xd"] @ held["xu"] if "xu" in held else next(iter(held.values()))
 
 
 def _part(shapes: Shapes, part: str) -> tuple[int | None, int | None, int | None] | None:

@@ -10,7 +10,9 @@ from lora_forensics.adapters.config import AdapterConfig
 from lora_forensics.adapters.interface import AdapterKind, KindDoc, Layout, Shapes, Stack, product
 
 if TYPE_CHECKING:
-    from lora_forensics.moments import ScaledChange
+    import torch
+
+    from lora_forensics.moments import ScaledChange, Weight
 
 
 class IA3(AdapterKind):
@@ -51,6 +53,13 @@ class IA3(AdapterKind):
         values = stack.tensors["weight"].flatten(1)
         by_column = bool(stack.tensors["on_input"].flatten()[0] > 0)
         return ScaledChange(widened(values).double() + 1, by_column, False, stack.lead, stored=values)
+
+    def bias_change(self, stack: Stack, weight: Weight | None) -> torch.Tensor | None:
+        """PEFT scales outputs with their bias, LyCORIS the weight alone."""
+        values, frozen = stack.tensors.get("factor"), stack.bias()
+        if values is None or frozen is None or _by_column(tuple(values.shape[1:]), stack.config, stack.module):
+            return None
+        return (values.flatten(1).double() - 1) * frozen
 
 
 def _by_column(shape: tuple[int, ...], config: AdapterConfig, module: str) -> bool:

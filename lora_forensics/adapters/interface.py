@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from lora_forensics.adapters.config import AdapterConfig
@@ -14,7 +14,7 @@ from lora_forensics.records import Unresolved
 if TYPE_CHECKING:
     import torch
 
-    from lora_forensics.moments import Change
+    from lora_forensics.moments import Change, Weight
 
 PEFT_PREFIX = "base_model.model."
 """What peft writes before the path of a module."""
@@ -72,6 +72,8 @@ class Stack:
     """All modules of this kind in the checkpoint, and what lies below each; None where nothing was found."""
     bias: Callable[[], torch.Tensor | None] = lambda: None
     """The bias beside the weight, where the base has one."""
+    aside: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Those aside, stacked alike."""
 
 
 class AdapterKind(ABC):
@@ -125,6 +127,16 @@ class AdapterKind(ABC):
         Raises:
             CheckpointError: the tensors do not belong together; the message says why.
         """
+
+    def bias_change(self, stack: Stack, weight: Weight | None) -> torch.Tensor | None:
+        """The change (count, rows) of the bias beside the weight, float64; None if there is none, or it is unknown."""
+        return None
+
+
+def less_bias(saved: torch.Tensor | None, stack: Stack) -> torch.Tensor | None:
+    """What a bias that was saved whole (count, rows) changes; None without the one in the base."""
+    frozen = stack.bias() if saved is not None else None
+    return None if saved is None or frozen is None or saved.shape[1:] != frozen.shape else saved.double() - frozen
 
 
 def product(sizes: tuple[int, ...]) -> int:

@@ -36,6 +36,8 @@ class LoKr(AdapterKind):
     def layout(self, shapes: Shapes, config: AdapterConfig, module: str) -> Layout | None:
         """Sizes of both sides, multiplied; no rank if both are whole."""
         roles = set(shapes) - self.scalars
+        if config.peft_type in self.peft_types and any(len(shapes[role]) == 3 for role in roles):
+            return None  # beside a kernel of one axis PEFT's product takes channels for rows: as PEFT merges it
         left, right = {role for role in roles if role.startswith("w1")}, {role for role in roles if role[1] == "2"}
         if left not in _LEFT or right not in _RIGHT or any(0 in shapes[role] for role in roles):
             return None
@@ -48,7 +50,8 @@ class LoKr(AdapterKind):
     def scale(self, values: Mapping[str, float], config: AdapterConfig, module: str, rank: int | None) -> float | None:
         """Alpha / rank, once; two whole sides have none in LyCORIS, whose rsLoRA then stores alpha = rank^1.5."""
         if rank is None and "alpha" in values:
-            return abs(values["alpha"]) ** (1 / 3) if config.flag("rs_lora") else 1.0
+            stabilised = config.flag("rs_lora") or not values["alpha"].is_integer()  # the file may have lost its text
+            return abs(values["alpha"]) ** (1 / 3) if stabilised else 1.0
         rank = rank or config.rank(module)
         if rank is None:
             return 1.0 if module.startswith("lora_") else None

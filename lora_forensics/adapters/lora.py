@@ -14,7 +14,9 @@ from lora_forensics.adapters.config import AdapterConfig
 from lora_forensics.adapters.interface import AdapterKind, KindDoc, Layout, Shapes, Stack, alpha_scale, product
 
 if TYPE_CHECKING:
-    from lora_forensics.moments import LowRankChange
+    import torch
+
+    from lora_forensics.moments import LowRankChange, Weight
 
 _OLD = r"(?: \.lora | \.lora_linear_layer | (?<=_lora) | (?<=_lora\d) )"
 
@@ -87,6 +89,11 @@ class LoRA(AdapterKind):
             stored = tuple(tensors[role] for role in ("down", "mid", "up"))
             return LowRankChange(tucker_down(tensors["mid"], down), up, scale, lead, stored=stored)
         return LowRankChange(down, up, scale, lead)
+
+    def bias_change(self, stack: Stack, weight: Weight | None) -> torch.Tensor | None:
+        """PEFT's `lora_bias`: that of B, scaled alike."""
+        bias = stack.aside.get("bias")
+        return None if bias is None else stack.scale[:, None] * bias.double()
 
 
 def _linear(down: tuple[int, ...], up: tuple[int, ...]) -> Layout | None:

@@ -9,7 +9,9 @@ from lora_forensics.adapters.interface import PEFT_PREFIX, AdapterKind, KindDoc,
 from lora_forensics.records import Unresolved
 
 if TYPE_CHECKING:
-    from lora_forensics.moments import DenseChange
+    import torch
+
+    from lora_forensics.moments import DenseChange, Weight
 
 TYPES = (
     "adamss", "boft", "c3a", "deft", "delora", "fourierft", "frod", "glora", "gralora", "hira", "hra", "lokr", "miss",
@@ -67,6 +69,12 @@ class ThroughPeft(AdapterKind):
         from lora_forensics.adapters.through_peft import PeftChange
 
         return PeftChange(stack)
+
+    def bias_change(self, stack: Stack, weight: Weight | None) -> torch.Tensor | None:
+        """Merged less base."""
+        from lora_forensics.adapters.through_peft import PeftChange
+
+        return None if weight is None or stack.bias() is None else PeftChange(stack).bias_change(weight)
 
 
 def through_peft(read: frozenset[str]) -> tuple[ThroughPeft, ...]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lora_forensics.adapters.interface import PEFT_PREFIX, Layer, Stack
 from lora_forensics.errors import CheckpointError
-from lora_forensics.moments import DenseChange
+from lora_forensics.moments import DenseChange, Weight
 
 _ELSEWHERE: Mapping[str, Any] = {
     "auto_mapping": None,
@@ -60,12 +60,25 @@ class PeftChange(DenseChange):
 
     def delta(self, index: int, weight: Tensor | None, device: torch.device) -> Tensor:
         """Merged less base at one checkpoint."""
-        if weight is None:
-            raise TypeError("a weight is needed")
-        module = self._stack.module
-        layer = self._layers[module]
+        assert weight is not None  # noqa: S101 (`moments` sees to it)
+        change = self._merged(index, weight)[0]
+        return (change.mT if self._layer.transposed else change).reshape(weight.shape).to(device)
+
+    def bias_change(self, weight: Weight) -> Tensor | None:
+        """The same of the bias, (count, rows)."""
+        matrix = weight.matrix(torch.device("cpu"))
+        found = [self._merged(index, matrix)[1] for index in range(self.count)]
+        return torch.stack([bias for bias in found if bias is not None]) if None not in found else None
+
+    @property
+    def _layer(self) -> Layer:
+        layer = self._layers[self._stack.module]
         if layer is None:
-            raise CheckpointError(f"{module}: has no weight in the base model")
+            raise CheckpointError(f"{self._stack.module}: has no weight in the base model")
+        return layer
+
+    def _merged(self, index: int, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+        module, layer = self._stack.module, self._layer
         if self._merger is None:
             layers = {name.removeprefix(PEFT_PREFIX): below for name, below in self._layers.items()}
             stored = (weight.mT if layer.transposed else weight).reshape(layer.shape).cpu()
@@ -75,8 +88,7 @@ class PeftChange(DenseChange):
             role if role.startswith(_SHARED) else f"{module}.{role}": stacked[index]
             for role, stacked in self._stack.tensors.items()
         }
-        change = self._merger.change(tensors)[0]
-        return (change.mT if layer.transposed else change).reshape(weight.shape).to(device)
+        return self._merger.change(tensors)
 
 
 class Merger:
@@ -103,7 +115,8 @@ class Merger:
             CheckpointError: peft builds no such adapter on these layers, or is not installed.
         """
         tuner = _registered(config, "TUNER")
-        prepares = getattr(tuner, "uses_shared_state", False) or "_pre_injection_hook" in vars(tuner)
+        shares = getattr(tuner, "uses_shared_state", False) or "_pre_injection_hook" in vars(tuner)
+        prepares = shares or bool(config.get("proportional_parameters"))
         self._path = path
         self._weight, self._bias = weight.float(), None if bias is None else bias.float()
         known = {name: layer for name, layer in layers.items() if layer is not None}
@@ -166,7 +179,8 @@ class Merger:
             setattr(owner, role, nn.Parameter(empty if given is None else given.clone(), requires_grad=False))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return get_peft_model(root, _configuration(config, layers))
+            model = get_peft_model(root, _configuration(config, layers))
+        return model.eval()  # VB-LoRA refuses its short form in training
 
     def _names(self, model: Any) -> tuple[set[str], set[str]]:
         """Names that peft saves of this module, and of what all share."""

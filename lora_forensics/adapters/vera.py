@@ -33,12 +33,11 @@ class VeRA(AdapterKind):
         """Only with both projections, and large enough."""
         if set(shapes) != {"outer", "inner", "down", "up"}:
             return None
-        (rows,), (rank,) = shapes["outer"][:1], shapes["inner"][:1]
-        return (
-            Layout(rank, rows, None)
-            if shapes["down"][0] == shapes["up"][1] == rank and shapes["up"][0] >= rows
-            else None
-        )
+        outer, inner, down, up = (shapes[role] for role in ("outer", "inner", "down", "up"))
+        if (len(outer), len(inner), len(down), len(up)) != (1, 1, 2, 2) or 0 in (*outer, *inner):
+            return None
+        (rows,), (rank,) = outer, inner
+        return Layout(rank, rows, None) if down[0] == up[1] == rank and up[0] >= rows else None
 
     def change(self, stack: Stack) -> WeightedLowRankChange:
         """A thin product, once the weight is there."""

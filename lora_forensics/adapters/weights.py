@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from lora_forensics.adapters.config import AdapterConfig
 from lora_forensics.adapters.full import plain_layout
-from lora_forensics.adapters.interface import AdapterKind, KindDoc, Layout, Shapes, Stack
+from lora_forensics.adapters.interface import AdapterKind, KindDoc, Layout, Shapes, Stack, less_bias
 
 if TYPE_CHECKING:
-    from lora_forensics.moments import GivenChange
+    import torch
+
+    from lora_forensics.moments import GivenChange, Weight
 
 _COPY = r"(?<!\.base_layer)"
 """PEFT stores a frozen embedding beside its adapter: a copy, not trained."""
+
+_CONV1D = re.compile(r"(^|\.)(c_(attn|fc|proj)|q_attn)$")
+"""Layers that transformers may store in x out."""
 
 
 class Weights(AdapterKind):
@@ -34,7 +40,7 @@ class Weights(AdapterKind):
         """As stored; where a linear weight may be stored in x out, only the base tells."""
         if "weight" not in shapes:
             return None
-        if config.flag("fan_in_fan_out") and len(shapes["weight"]) == 2:
+        if len(shapes["weight"]) == 2 and (config.flag("fan_in_fan_out") or _CONV1D.search(module)):
             return Layout(None, None, None)
         return plain_layout(shapes["weight"])
 
@@ -42,4 +48,10 @@ class Weights(AdapterKind):
         """The difference to the base."""
         from lora_forensics.moments import GivenChange
 
-        return GivenChange(stack.tensors["weight"], stack.lead, less_weight=True)
+        saved, layer = stack.tensors["weight"], stack.layers().get(stack.module)
+        turned = layer is not None and layer.transposed and saved.dim() == 3
+        return GivenChange(saved.mT if turned else saved, stack.lead, less_weight=True)
+
+    def bias_change(self, stack: Stack, weight: Weight | None) -> torch.Tensor | None:
+        """The difference to the base."""
+        return less_bias(stack.aside.get("bias"), stack)

@@ -64,7 +64,7 @@ def inspect_file(
     named = [] if base is None else [base] if isinstance(base, str | Path) else base
     frozen, problem = _find_base(checkpoint, run, [Path(p) for p in named], download)
     paths, fingerprint = (frozen.paths, frozen.fingerprint) if frozen else ((), "")
-    result = measure_unit(Unit("", (checkpoint,), False, paths, fingerprint, device, spectra=spectra))
+    result = measure_unit(Unit("", (checkpoint,), False, paths, fingerprint, device, spectra=spectra, biases=True))
     try:
         read_layout(file.infos, read_settings(checkpoint.config, file.metadata))
     except WeightlessError as error:  # nothing to measure, and still much to tell
@@ -251,7 +251,7 @@ def _modules(
                 entries=sum(tensor.entries for tensor in stored),
                 average_magnitude=sum(t.norm for t in weights) / len(weights) if weights else math.nan,
                 average_strength=sum(t.mean_abs * t.entries for t in weights) / entries if entries else math.nan,
-                metrics={"bias_norm": row.get("bias_norm"), **{column: row[column] for column in names}},
+                metrics={"bias_norm": result.bias_norms.get(name), **{column: row[column] for column in names}},
                 parts=ref.parts if ref else None,
                 transposed=ref.transposed if ref else None,
                 reason=None if ref else result.notices.unresolved.get(name, unknown),

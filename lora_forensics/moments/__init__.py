@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from lora_forensics.moments.arithmetic import (
     count_nonfinite,
+    fitting,
     full_precision,
     mask_nonfinite,
     singular_triples,
@@ -41,6 +42,7 @@ __all__ = [
     "WeightedLowRankChange",
     "count_nonfinite",
     "decomposed",
+    "fitting",
     "full_precision",
     "hadamard_change",
     "mask_nonfinite",

@@ -105,11 +105,8 @@ class GivenChange(DenseChange):
 
 
 def _fitting(saved: Tensor, weight: Tensor) -> Tensor:
-    """Turned where the base stores in x out."""
     if saved.shape == weight.shape:
         return saved
-    if saved.shape[::-1] == weight.shape:
-        return saved.mT
     shapes = [" x ".join(map(str, tensor.shape)) for tensor in (saved, weight)]
     raise CheckpointError(f"a saved weight of {shapes[0]} on one of {shapes[1]}")
 

@@ -92,6 +92,8 @@ def test_the_change_is_the_one_that_peft_merges(name: str, tmp_path: Path) -> No
         ("psoft", {"r": 4, "random_seed": 3}),
         ("oft", {"oft_block_size": 8, "r": 0, "coft": True, "eps": 0.01}),
         ("miss", {"r": 8, "init_weights": "bat", "target_modules": ["q_proj", "up_proj"]}),
+        ("waveft", {"n_frequency": 30, "proportional_parameters": True}),
+        ("vblora", {"r": 2, "num_vectors": 12, "vector_length": 8, "topk": 2, "save_only_topk_weights": True}),
     ],
 )  # fmt: skip
 def test_what_is_drawn_or_derived_is_made_again(name: str, settings: dict[str, Any], tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ from lora_forensics.tables import LAYER_COLUMNS, Measured, Tables
 
 DEFAULT_MEMORY = 1 << 30
 """Bytes of checkpoints that are held at once."""
+_TOGETHER = 50
+"""So many checkpoints make the products wide enough; more of them only take memory (docs/performance.md)."""
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
 
@@ -200,7 +202,8 @@ def _spans(indices: list[int], sizes: list[int], memory: int) -> Iterable[tuple[
     stretch: list[int] = []
     held = 0
     for index in indices:
-        if stretch and (index != stretch[-1] + 1 or held + sizes[index] > memory):
+        full = len(stretch) == _TOGETHER or held + sizes[index] > memory
+        if stretch and (full or index != stretch[-1] + 1):
             yield _with_lead(stretch)
             stretch, held = [], sizes[index - 1]
         stretch.append(index)

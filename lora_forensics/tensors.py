@@ -53,6 +53,8 @@ class Header:
     """Hash of the header's bytes, the file's size and its modification time."""
     layout: str
     """Hash of names, types, shapes and offsets: equal for two files that differ in metadata or values only."""
+    starts: Mapping[str, int]
+    """Name to the first byte of the tensor, from the start of the data."""
     data_start: int
     size: int
     modified: float
@@ -111,7 +113,9 @@ def read_header(path: Path) -> Header:
         what = f"truncated: {expected - size} bytes missing" if size < expected else f"{size - expected} bytes too long"
         raise CheckpointError(f"{path}: {what} (header asks for {expected} bytes, file has {size})", "save it again")
     fingerprint = hashlib.sha256(raw + f"|{size}|{stat.st_mtime_ns}".encode()).hexdigest()[:16]
-    return Header(tensors.infos, metadata, fingerprint, tensors.layout, 8 + length, size, stat.st_mtime)
+    return Header(
+        tensors.infos, metadata, fingerprint, tensors.layout, tensors.starts, 8 + length, size, stat.st_mtime
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +124,7 @@ class _Described:
 
     infos: Mapping[str, TensorInfo]
     metadata: Mapping[str, str]
+    starts: Mapping[str, int]
     end: int
     """Bytes of data."""
     layout: str
@@ -140,15 +145,15 @@ def _split_header(text: str) -> tuple[Mapping[str, str], _Described]:
 def _describe(text: str) -> _Described:
     document = json.loads(text)
     metadata = _strings(document.pop("__metadata__", None))
-    infos, end = {}, 0
+    infos, starts, end = {}, {}, 0
     for name, entry in document.items():
         name.encode()  # JSON can spell lone surrogates, which are no text
         info = TensorInfo(str(entry["dtype"]), tuple(int(n) for n in entry["shape"]))
         start, stop = map(int, entry["data_offsets"])
         if min(start, *info.shape, 0) < 0 or math.prod(info.shape) > 8 * (stop - start):  # less than a bit for a number
             raise ValueError(name)
-        infos[name], end = info, max(end, stop)
-    return _Described(infos, metadata, end, hashlib.sha256(text.encode()).hexdigest())
+        infos[name], starts[name], end = info, start, max(end, stop)
+    return _Described(infos, metadata, starts, end, hashlib.sha256(text.encode()).hexdigest())
 
 
 def _strings(metadata: dict[object, object] | None) -> dict[str, str]:
@@ -191,17 +196,46 @@ class SafetensorsFile:
     def read(self, name: str) -> torch.Tensor:
         """The whole tensor, on the CPU, in its stored type."""
         try:
-            return self._open().get_tensor(name)  # type: ignore[no-any-return]
+            handle, shape = self._open(), self._header.infos[name].shape
+            rows = self._rows(name, 0, shape[0] if shape else 1)
+            return handle.get_tensor(name) if rows is None else rows.reshape(shape)  # type: ignore[no-any-return]
         except Exception as error:
             raise CheckpointError(f"{self.path}: tensor {name!r} cannot be read: {error}") from error
 
     def read_slice(self, name: str, axis: int, start: int, stop: int) -> torch.Tensor:
         """Entries [start, stop) along `axis` (0 or 1)."""
         try:
-            view = self._open().get_slice(name)
+            handle, length = self._open(), self._header.infos[name].shape[0]
+            rows = self._rows(name, start, min(stop, length)) if axis == 0 and 0 <= start < stop else None
+            if rows is not None:
+                return rows
+            view = handle.get_slice(name)
             return view[start:stop] if axis == 0 else view[:, start:stop]  # type: ignore[no-any-return]
         except Exception as error:
             raise CheckpointError(f"{self.path}: tensor {name!r} cannot be read: {error}") from error
+
+    def _rows(self, name: str, start: int, stop: int) -> torch.Tensor | None:
+        """Entries along the first axis, read and not mapped: what is mapped counts as memory until the file is closed.
+
+        None for types that are left to safetensors.
+        """
+        import torch
+
+        info = self._header.infos[name]
+        dtype = next((dtype for dtype, known in _dtype_names().items() if known == info.dtype), None)
+        if dtype is None or start >= stop:
+            return None
+        each = math.prod(info.shape[1:]) * dtype.itemsize
+        raw = torch.empty((stop - start) * each, dtype=torch.uint8)
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self._header.data_start + self._header.starts[name] + start * each)
+            into = memoryview(raw.numpy())
+            while into:
+                count = file.readinto(into)
+                if not count:
+                    raise CheckpointError("the file ends inside it")
+                into = into[count:]
+        return raw.view(dtype).reshape(stop - start, *info.shape[1:])
 
     def _open(self) -> Any:
         if self._handle is None:
@@ -364,11 +398,15 @@ def _is_zip(path: Path) -> bool:
 
 
 def _dtype_name(dtype: torch.dtype) -> str:
+    return _dtype_names().get(dtype, str(dtype))
+
+
+@lru_cache(maxsize=1)
+def _dtype_names() -> Mapping[torch.dtype, str]:
     import torch
 
-    names = {
+    return {
         torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
         torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
         torch.bool: "BOOL", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
     }  # fmt: skip
-    return names.get(dtype, str(dtype))

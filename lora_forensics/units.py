@@ -33,7 +33,7 @@ from lora_forensics.moments import Weight, count_nonfinite, fitting, full_precis
 from lora_forensics.notices import Notices
 from lora_forensics.records import Checkpoint, Skipped, Unresolved, WeightRef
 from lora_forensics.series import MODULE_COLUMNS
-from lora_forensics.tensors import open_tensors
+from lora_forensics.tensors import TensorInfo, open_tensors
 
 _SAVED_BIAS = "saved bias"
 """Role of a bias beside any kind's tensors."""
@@ -88,6 +88,7 @@ class _Loaded:
     index: int
     """Position in the unit."""
     checkpoint: Checkpoint
+    infos: Mapping[str, TensorInfo]
     layout: AdapterLayout
     tensors: dict[str, dict[str, torch.Tensor]]
     """Module to role to tensor."""
@@ -119,7 +120,10 @@ class _Entry:
 def measure_unit(unit: Unit, advance: Callable[[float], None] | None = None) -> UnitResult:
     """Measure all modules of a unit; `advance` is told of progress, in checkpoints."""
     result = UnitResult({column.name: [] for column in (*MODULE_COLUMNS, *(metric.column for metric in METRICS))})
-    loaded = [entry for index in range(len(unit.checkpoints)) if (entry := _load(unit, index, result)) is not None]
+    loaded: list[_Loaded] = []
+    for index in range(len(unit.checkpoints)):
+        if (entry := _load(unit, index, result, loaded[-1] if loaded else None)) is not None:
+            loaded.append(entry)
     modules = {name: module for entry in loaded for name, module in entry.layout.modules.items()}
     base = _open_base(unit.base, unit.base_fingerprint) if unit.base else None
     references = _references(base, loaded) if base else {}
@@ -166,12 +170,16 @@ def _below(base: BaseModel | None, entry: _Entry, references: References) -> dic
     return found
 
 
-def _load(unit: Unit, index: int, result: UnitResult) -> _Loaded | None:
+def _load(unit: Unit, index: int, result: UnitResult, before: _Loaded | None) -> _Loaded | None:
+    """One checkpoint; its layout is that of the one before where the headers are equal, as in nearly all runs."""
     checkpoint = unit.checkpoints[index]
     try:
         file = open_tensors(checkpoint.path)
         settings = read_settings(checkpoint.config, file.metadata)
-        layout = read_layout(file.infos, settings)
+        if before is not None and before.infos == file.infos and before.settings.told() == settings.told():
+            layout = before.layout
+        else:
+            layout = read_layout(file.infos, settings)
         if not layout.modules and not layout.unread:
             raise CheckpointError("no adapter in it: none of its tensors is one that an adapter writes")
         owners: dict[str, list[tuple[str, str]]] = {}
@@ -210,7 +218,7 @@ def _load(unit: Unit, index: int, result: UnitResult) -> _Loaded | None:
             notices.initialisations[config.initialisation] = None
         if scales[name] is None and kind.scaled:
             notices.scale_unknown[name] = None
-    return _Loaded(index, checkpoint, layout, tensors, scales, settings, file.metadata)
+    return _Loaded(index, checkpoint, file.infos, layout, tensors, scales, settings, file.metadata)
 
 
 def _groups(name: str, loaded: list[_Loaded], align: bool) -> Iterator[list[_Entry]]:

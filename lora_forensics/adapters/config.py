@@ -79,6 +79,10 @@ class Settings:
 
     by_prefix: Mapping[str, AdapterConfig] = field(default_factory=dict)
 
+    def told(self) -> dict[str, Mapping[str, Any]]:
+        """All that was read, by prefix: equal for two checkpoints whose tensors mean the same."""
+        return {prefix: config.values for prefix, config in self.by_prefix.items()}
+
     def of(self, module: str) -> AdapterConfig:
         """The configuration of one module."""
         prefix = module.partition(".")[0]

@@ -16,8 +16,9 @@ from torch import Tensor
 from lora_forensics.errors import CheckpointError
 from lora_forensics.moments.interface import SMALL_WEIGHT, Weight
 
-WORKING_BYTES = 128 << 20
-"""Memory that the temporaries of one block of rows may take."""
+WORKING_BYTES = 16 << 20
+"""Memory that the temporaries of one block may take: larger ones are given back to the system and faulted in again,
+which costs more than the arithmetic on them."""
 _ROUNDING = 0.23
 """Rounding moves a number by up to eps / 2 of its binade: over numbers of all sizes about 0.23 eps of it (rms)."""
 
@@ -123,10 +124,13 @@ def grams(factor: Tensor) -> tuple[Tensor, Tensor]:
     count, length, rank = factor.shape
     gram = torch.zeros(count, rank, rank, dtype=torch.float64, device=factor.device)
     cross = torch.zeros(max(count - 1, 0), rank, rank, dtype=torch.float64, device=factor.device)
-    for start, stop in blocks(length, 16 * count * rank):
-        block = factor[:, start:stop].double()
-        gram += block.mT @ block
-        cross += block[1:].mT @ block[:-1]
+    for first, last in blocks(count, 8 * length * rank):
+        before = max(first - 1, 0)
+        for start, stop in blocks(length, 8 * (last - before) * rank):
+            block = factor[before:last, start:stop].double()
+            own = block[first - before :]
+            gram[first:last] += own.mT @ own
+            cross[before : last - 1] += block[1:].mT @ block[:-1]
     return gram, cross
 
 
@@ -169,8 +173,17 @@ def trace(gram: Tensor) -> Tensor:
 
 def count_nonfinite(*tensors: Tensor) -> Tensor:
     """NaN and Inf entries (count,) in tensors (count, ...)."""
-    counts = [(~torch.isfinite(widened(tensor))).reshape(len(tensor), -1).sum(dim=1) for tensor in tensors]
-    return torch.stack(counts).sum(dim=0)
+    return torch.stack([_nonfinite(widened(tensor)) for tensor in tensors]).sum(dim=0)
+
+
+def _nonfinite(tensor: Tensor) -> Tensor:
+    """The same of one: a sum that is finite has no NaN or Inf in it, and takes a third of the time of a look at each."""
+    flat = tensor.flatten(1)
+    total = flat.sum(dim=1, dtype=torch.float64 if tensor.dtype == torch.float64 else torch.float32)
+    counts = torch.zeros(len(flat), dtype=torch.int64, device=tensor.device)
+    for index in (~torch.isfinite(total)).nonzero().flatten().tolist():
+        counts[index] = (~torch.isfinite(flat[index])).sum()
+    return counts
 
 
 def mask_nonfinite(tensor: Tensor) -> Tensor:

@@ -158,22 +158,23 @@ class LowRankChange:
         w2 = torch.full((rows,), torch.nan, dtype=torch.float64, device=wide)
         dot = torch.full_like(d2, torch.nan)
         terms2 = torch.full((count,), torch.nan if weight is None else 0.0, dtype=torch.float64, device=wide)
-        for start, stop in blocks(rows, 8 * columns + 24 * count * rank):
-            block = up[:, start:stop].double()
-            d2[:, start:stop] = ((block @ gram) * block).sum(dim=-1)
-            if weight is None:
-                continue
-            frozen = widened(weight.read(start, stop)).to(wide)
-            w2[start:stop] = torch.linalg.vector_norm(frozen, dim=1, dtype=torch.float64).square()
-            found = product(frozen, factors).to(wide).double().view(stop - start, count, rank)
-            terms = found.transpose(0, 1) * block
-            dot[:, start:stop] = terms.sum(dim=-1)
-            terms2 += self._squares(terms)
+        for start, stop in blocks(rows, 16 * columns + 4 * count * rank):
+            if weight is not None:
+                frozen = widened(weight.read(start, stop)).to(wide)
+                w2[start:stop] = torch.linalg.vector_norm(frozen, dim=1, dtype=torch.float64).square()
+                found = product(frozen, factors).to(wide).view(stop - start, count, rank).transpose(0, 1)
+            for first, last in blocks(count, 64 * (stop - start) * rank):  # what is worked on stays in the cache
+                block = up[first:last, start:stop].double()
+                d2[first:last, start:stop] = (block @ gram[first:last]).mul_(block).sum(dim=-1)
+                if weight is not None:
+                    terms = found[first:last].double().mul_(block)
+                    dot[first:last, start:stop] = terms.sum(dim=-1)
+                    terms2[first:last] += self._squares(terms)
         return w2, dot, d2, terms2
 
     def _squares(self, terms: Tensor) -> Tensor:
         """Sum of squares (count,) of the terms (count, n, rank) of <D,W>."""
-        total: Tensor = terms.square().sum(dim=(-2, -1))
+        total: Tensor = torch.linalg.vector_norm(terms, dim=(-2, -1)).square()
         return total
 
     @staticmethod

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 DEFAULT_MEMORY = 1 << 30
 """Bytes of checkpoints that a worker holds at once."""
 
-_SHORTEST_BLOCK = 8
-"""Checkpoints below which a run is not cut for more workers: each block reads the base and its predecessor again."""
+_SMALLEST_BLOCK = 64 << 20
+"""Bytes of checkpoints below which a run is not cut for more workers: each block reads the base again."""
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
 
@@ -126,7 +126,7 @@ class Measuring:
         known: Measured | None = None,
         blocks: int = 1,
     ) -> None:
-        """As `measure_run`; at least so many `blocks` are made of a run that is long enough.
+        """As `measure_run`; about so many `blocks` are made of a run that is large enough.
 
         Raises:
             BaseModelError: as `measure_run`.
@@ -151,8 +151,9 @@ class Measuring:
         """Results by the place of their unit, while one before it is still out."""
         self._added = 0
         if not self._away:
-            limit = max(_SHORTEST_BLOCK, -(-len(run.checkpoints) // blocks))
-            self._units = [self._unit(*span) for span in _spans(self._fresh, run, options.memory, limit)]
+            sizes = [checkpoint.size for checkpoint in run.checkpoints]
+            memory = min(options.memory, max(_SMALLEST_BLOCK, -(-sum(sizes) // blocks)))
+            self._units = [self._unit(*span) for span in _spans(self._fresh, sizes, memory)]
 
     @property
     def done(self) -> bool:
@@ -269,17 +270,15 @@ def _key(frozen: BaseModel | None, options: MeasureOptions) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _spans(indices: list[int], run: Run, memory: int, limit: int) -> Iterator[tuple[int, int, bool]]:
+def _spans(indices: list[int], sizes: list[int], memory: int) -> Iterator[tuple[int, int, bool]]:
     """Stretches [start, stop) of neighbouring indices that fit the memory, and whether the first is a predecessor.
 
     A scan that goes on where another was killed cuts as that one did, so that its numbers are the same to the last bit.
     """
-    sizes = [checkpoint.size for checkpoint in run.checkpoints]
     stretch: list[int] = []
     held = 0
     for index in indices:
-        full = held + sizes[index] > memory or len(stretch) == limit
-        if stretch and (full or index != stretch[-1] + 1):
+        if stretch and (index != stretch[-1] + 1 or held + sizes[index] > memory):
             yield _with_lead(stretch)
             stretch = []
         if not stretch:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from typing import Any, Self
@@ -70,7 +72,10 @@ class Ray:
         try:
             found, done = ray.get(reference)
         except ray.exceptions.RayError as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = str(error).strip().splitlines()[-1]
+            if isinstance(error, ray.exceptions.RayTaskError):  # before our own code: it is not there
+                hint = "install lora-forensics in the same version on every node"
+                return WorkerError(f"a worker of the Ray cluster cannot do the work: {reason}", hint)
             hint = "scan again to go on; if memory ran out, take fewer --workers or less --memory"
             return WorkerError(f"Ray lost the work on it, {_RETRIES} retries included: {reason}", hint)
         self._settings.advance(done)
@@ -88,11 +93,13 @@ class Ray:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray warns of its own old default
         import ray
 
+        logging.getLogger("ray").setLevel(logging.WARNING)
         if not ray.is_initialized():
             address = self._address()
             own: dict[str, Any] = {}
             if address == "local":
-                own = {"num_cpus": self.workers, "include_dashboard": False}
+                paths = {"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}}
+                own = {"num_cpus": self.workers, "include_dashboard": False, "runtime_env": paths}
             try:
                 ray.init(address=address, log_to_driver=False, configure_logging=False, **own)
             except (ConnectionError, RuntimeError, ValueError) as error:

@@ -10,10 +10,13 @@ from pathlib import Path
 import polars as pl
 import pytest
 from cli_runs import checkpoint, project
+from click.testing import CliRunner
+from polars.testing import assert_frame_equal
+from safetensors.torch import load_file, save_file
 from wholes import contents, killed_scan, measured, scan
 
+from lora_forensics.cli import main
 from lora_forensics.discovery import discover_runs
-from lora_forensics.measure import measure_run
 from lora_forensics.records import Run
 from lora_forensics.series import read_table
 
@@ -28,7 +31,7 @@ def size_of(runs: Path) -> int:
 def survives(arguments: list[str | Path], out: Path, calm: Path, total: int, seed: int, kills: int = 3) -> None:
     """Scans that are killed only ever add to what is stored; the last one measures the rest, and that alone."""
     scan(*arguments, "--out", calm)
-    chance = random.Random(seed)
+    chance = random.Random(seed)  # noqa: S311 (no secret)
     for _ in range(kills):
         before = measured(out)
         killed_scan(out, [*arguments, "--out", out], chance, total // (kills + 1))
@@ -62,56 +65,60 @@ def test_tables_of_a_killed_scan_hold_whole_blocks(tmp_path: Path) -> None:
     """What is stored of a run is a beginning of it with all its modules; what is not has no fingerprint."""
     runs = project(tmp_path / "runs", count=60)
     arguments: list[str | Path] = [runs, "--memory", str(3 * size_of(runs)), "--out", tmp_path / "out"]
-    assert killed_scan(tmp_path / "out", arguments, random.Random(3), 10)
+    assert killed_scan(tmp_path / "out", arguments, random.Random(3), 10)  # noqa: S311 (no secret)
     layers, known = read_table(tmp_path / "out" / "run" / "layers.parquet"), measured(tmp_path / "out")
     assert {("run", name) for name in layers["checkpoint"]} == known
     assert layers.group_by("checkpoint").len()["len"].to_list() == [3] * len(known)
 
 
+def call(*arguments: str | Path) -> str:
+    """A scan in this process; the last line that it prints."""
+    result = CliRunner().invoke(main, ["scan", *map(str, arguments), "--no-plots"])
+    assert result.exit_code == 0, result.output
+    return result.stdout.strip().splitlines()[-1]
+
+
 def test_a_checkpoint_that_is_put_between_renews_its_successor(tmp_path: Path) -> None:
-    """Rotation and step size are those of a scan that saw it from the start."""
-    runs = project(tmp_path / "runs", count=12)
+    """All numbers, rotation and step size included, are those of a scan that saw it from the start."""
+    runs, out = project(tmp_path / "runs", count=12), tmp_path / "out"
     away = (runs / "run" / "checkpoint-60").rename(tmp_path / "checkpoint-60")
-    scan(runs, "--out", tmp_path / "out")
+    call(runs, "--out", out)
     away.rename(runs / "run" / "checkpoint-60")
-    assert scan(runs, "--out", tmp_path / "out") == "measured 2 new checkpoints; 10 known before"
-    (run,) = (found for found in discover_runs(runs) if isinstance(found, Run))
-    whole, layers = measure_run(run).layers, read_table(tmp_path / "out" / "run" / "layers.parquet")
-    for column in ("step_size", "rotation"):
-        both = zip(layers.filter(step=70)[column], whole.filter(step=70)[column], strict=True)
-        assert all(one == pytest.approx(other, rel=1e-9) for one, other in both)
-    assert layers.drop("step_size", "rotation").equals(whole.drop("step_size", "rotation")) or len(layers) == len(whole)
+    assert call(runs, "--out", out) == "measured 2 new checkpoints; 10 known before"
+    call(runs, "--out", tmp_path / "calm")
+    late, whole = (read_table(folder / "run" / "layers.parquet") for folder in (out, tmp_path / "calm"))
+    assert_frame_equal(late, whole, rel_tol=1e-12, abs_tol=1e-15)
 
 
 def test_what_changed_on_disk_is_noticed(tmp_path: Path) -> None:
-    """Another time, another size, another header; and `--rescan` measures all, though nothing changed."""
-    runs = project(tmp_path / "runs", count=12)
-    out = tmp_path / "out"
-    scan(runs, "--out", out)
-    touched = runs / "run" / "checkpoint-50" / "adapter_model.safetensors"
-    os.utime(touched, (1, 1))
-    assert scan(runs, "--out", out).startswith("measured 2 new")
-    first = runs / "run" / "checkpoint-120"
-    stat = (first / "adapter_model.safetensors").stat()
-    checkpoint(first, 999)
-    os.utime(first / "adapter_model.safetensors", ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    checkpoint(runs / "run" / "checkpoint-10", 11, base="../base.safetensors")
-    assert scan(runs, "--out", out).startswith("measured 2 new")  # the first and its successor
-    assert scan(runs, "--out", out, "--rescan").startswith("measured 12 ")
+    """Another time, another size, or another header at the same size and time; `--rescan` measures all."""
+    runs, out = project(tmp_path / "runs", count=12), tmp_path / "out"
+    call(runs, "--out", out)
+    weights = [runs / "run" / f"checkpoint-{step}" / "adapter_model.safetensors" for step in (30, 60, 120)]
+    os.utime(weights[0], (1, 1))
+    assert call(runs, "--out", out) == "measured 2 new checkpoints; 10 known before"
+    stat = weights[1].stat()
+    weights[1].write_bytes(weights[1].read_bytes().replace(b'"pt"', b'"np"', 1))
+    os.utime(weights[1], ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert weights[1].stat().st_size == stat.st_size
+    assert call(runs, "--out", out) == "measured 2 new checkpoints; 10 known before"
+    stat = weights[2].stat()
+    save_file(load_file(weights[2]), weights[2], metadata={"format": "pt", "more": "yes"})
+    os.utime(weights[2], ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert call(runs, "--out", out) == "measured 1 new checkpoint; 11 known before"
+    assert call(runs, "--out", out, "--rescan") == "measured 12 checkpoints"
 
 
 def test_a_scan_that_dies_between_two_files_is_noticed(tmp_path: Path) -> None:
-    """Tables of a new file beside verdict and series of the old one: they are made again, though the verdict says as
-    little as before."""
-    runs = project(tmp_path / "runs", count=4)
-    out = tmp_path / "out"
-    scan(runs, "--out", out)
+    """New tables beside verdict and series of the old file: these are made again, though the verdict is the same."""
+    runs, out = project(tmp_path / "runs", count=4), tmp_path / "out"
+    call(runs, "--out", out)
     old = {name: (out / "run" / name).read_bytes() for name in ("series.parquet", "verdict.json")}
     checkpoint(runs / "run" / "checkpoint-20", 77, base="../base.safetensors")
-    scan(runs, "--out", out)
+    call(runs, "--out", out)
     new = contents(out)
     for name, content in old.items():
         (out / "run" / name).write_bytes(content)
-    assert scan(runs, "--out", out).startswith("nothing new")
+    assert call(runs, "--out", out).startswith("nothing new")
     assert contents(out) == new
     assert new["run/series.parquet"] != old["series.parquet"]

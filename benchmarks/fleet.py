@@ -45,7 +45,8 @@ def main() -> None:
     found: dict[str, dict[str, float]] = {}
     runs = given.folder / "runs"
     if not runs.exists():
-        write_fleet(runs, given.runs, given.checkpoints)
+        code = f"import fleet; fleet.write_fleet({str(runs)!r}, {given.runs}, {given.checkpoints})"
+        subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=True)  # torch stays out of here
     flags = [] if given.plots else ["--no-plots"]
     for engine in given.engine or ["serial", "processes"]:
         out = given.folder / f"out-{engine}"
@@ -63,10 +64,11 @@ def main() -> None:
     (given.folder / "fleet.json").write_text(json.dumps(found, indent=1))
 
 
-def write_fleet(folder: Path, runs: int, checkpoints: int) -> None:
+def write_fleet(folder: str | Path, runs: int, checkpoints: int) -> None:
     """Runs of PEFT's layout; the files of a run are those of the first, under other times."""
     from cli_runs import project
 
+    folder = Path(folder)
     project(folder, ["r00000"], count=checkpoints)
     for number in range(1, runs):
         shutil.copytree(folder / "r00000", folder / f"r{number:05}", copy_function=shutil.copyfile)

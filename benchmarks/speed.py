@@ -263,7 +263,9 @@ class Sides:
         pinned.to(self.device, non_blocking=True)
         synchronized(self.device)
         rate = len(pinned) / (time.perf_counter() - begin)
-        return sum(c.size for c in self.run.checkpoints) / rate + sum(w.numel() for w in self.weights.values()) * 2 / rate
+        return (
+            sum(c.size for c in self.run.checkpoints) / rate + sum(w.numel() for w in self.weights.values()) * 2 / rate
+        )
 
 
 def measure(case: Case, repeat: int, device: str) -> dict[str, float]:

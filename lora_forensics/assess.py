@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -146,6 +147,11 @@ def assess(
 
 def versions() -> dict[str, str]:
     """Versions of what a verdict depends on, without importing any of it."""
+    return dict(_versions())
+
+
+@cache
+def _versions() -> dict[str, str]:
     found = {}
     for name in ("lora-forensics", "torch", "polars", "scipy"):
         try:

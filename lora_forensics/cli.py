@@ -115,9 +115,15 @@ def measuring(command: F) -> F:
             ),
             click.option("--trainer", help="Look for this trainer's layout only."),
             click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
-            click.option("--engine", default="serial", show_default=True, help="Where work runs: serial."),
             click.option(
-                "--memory", default="1GB", show_default=True, help="Checkpoints held at once, e.g. 500MB or 4GB."
+                "--engine", default="serial", show_default=True, help="Where work runs: serial, processes or ray."
+            ),
+            click.option(
+                "--workers", type=click.IntRange(1), help="Workers of processes or ray; one for each core if left out."
+            ),
+            click.option("--ray-address", help="Ray cluster to work on; one on this machine is started if left out."),
+            click.option(
+                "--memory", default="1GB", show_default=True, help="Checkpoints that a worker holds at once, e.g. 4GB."
             ),
             click.option("--spectra", is_flag=True, help=_SPECTRA),
             click.option("--rescan", is_flag=True, help="Measure everything again, not only what is new."),
@@ -143,6 +149,7 @@ def main() -> None:
 @click.option(
     "--fail-on", multiple=True, help="Exit with 1 on this rule or severity (info, warning, error; repeatable)."
 )
+@click.option("--no-plots", is_flag=True, help="Draw no figures; `report OUT` draws them later.")
 @click.option("--strict", is_flag=True, help="Exit with 2 if a damaged file had to be skipped.")
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json and nothing else.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
@@ -151,6 +158,7 @@ def scan(
     runs: tuple[Path, ...],
     reports: tuple[str, ...],
     fail_on: tuple[str, ...],
+    no_plots: bool,
     strict: bool,
     as_json: bool,
     quiet: bool,
@@ -168,7 +176,7 @@ def scan(
     check_rules(fail_on)  # before the work, not after
 
     with console_progress(enabled=not (quiet or as_json)) as progress:
-        done = run_scan(runs, _scan_options(settings, reports, progress))
+        done = run_scan(runs, _scan_options(settings, reports, progress, plots=not no_plots))
     if as_json:
         _print_report("json", done.summary)
     elif not quiet:
@@ -316,7 +324,7 @@ def metrics(markdown: bool) -> int:
     return 0
 
 
-def _scan_options(settings: dict[str, Any], reports: tuple[str, ...], progress: Any) -> ScanOptions:
+def _scan_options(settings: dict[str, Any], reports: tuple[str, ...], progress: Any, plots: bool = True) -> ScanOptions:
     from lora_forensics.measure import MeasureOptions
     from lora_forensics.scan import ScanOptions
 
@@ -326,10 +334,13 @@ def _scan_options(settings: dict[str, Any], reports: tuple[str, ...], progress: 
         trainer=settings["trainer"],
         rescan=settings["rescan"],
         reports=("markdown", "json", *_report_names(reports)),
+        plots=plots,
         measure=MeasureOptions(
             settings["device"],
             parse_size(settings["memory"]),
             settings["engine"],
+            settings["workers"],
+            settings["ray_address"],
             settings["download"],
             spectra=settings["spectra"],
             progress=progress,

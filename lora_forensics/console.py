@@ -22,12 +22,15 @@ class _BarProgress(Progress):
         self._task = bar.add_task("looking for runs", total=None)
 
     def begin(self, run: str, checkpoints: int) -> None:
-        """A new line of the same bar."""
+        """Another run on the same bar; one that is at its end starts again."""
         from rich.markup import escape
 
         from lora_forensics.reports.text import plain
 
-        self._bar.reset(self._task, total=checkpoints, description=escape(plain(run)))
+        task = self._bar.tasks[0]
+        if task.total is None or task.finished:
+            self._bar.reset(self._task, total=0)
+        self._bar.update(self._task, total=(task.total or 0) + checkpoints, description=escape(plain(run)))
 
     def advance(self, checkpoints: float) -> None:
         """Move the bar."""

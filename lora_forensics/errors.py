@@ -31,3 +31,7 @@ class BaseModelError(LoraForensicsError):
 
 class SeriesError(LoraForensicsError):
     """A stored table is missing, or does not hold what its schema says."""
+
+
+class WorkerError(LoraForensicsError):
+    """A worker was lost with the work that it had: killed, out of memory, or its machine gone."""

@@ -8,20 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lora_forensics.adapters import KINDS
 from lora_forensics.base_model import BaseModel, check_hash, find_base
-from lora_forensics.engines import ENGINES
-from lora_forensics.errors import BaseModelError, UsageError
+from lora_forensics.engines import ENGINES, Engine, EngineSettings
+from lora_forensics.errors import BaseModelError, LoraForensicsError, UsageError
 from lora_forensics.records import SCHEMA, BaseModelSummary, Finding, Run, RunNotes
 from lora_forensics.tables import LAYER_COLUMNS, Measured, Tables
 
+if TYPE_CHECKING:
+    from lora_forensics.units import Unit, UnitResult
+
 DEFAULT_MEMORY = 1 << 30
-"""Bytes of checkpoints that are held at once."""
+"""Bytes of checkpoints that a worker holds at once."""
+
+_SMALLEST_BLOCK = 64 << 20
+"""Bytes of checkpoints below which a run is not cut for more workers: each block reads the base again."""
 _TOGETHER = 50
 """So many checkpoints make the products wide enough; more of them only take memory (docs/performance.md)."""
 
@@ -45,9 +51,13 @@ class MeasureOptions:
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     memory: int = DEFAULT_MEMORY
-    """Bytes of checkpoints that may be held at once."""
+    """Bytes of checkpoints that each worker may hold at once."""
     engine: str = "serial"
     """A name in `engines.ENGINES`."""
+    workers: int | None = None
+    """Units of work that run at once, where the engine has several workers."""
+    ray_address: str | None = None
+    """The Ray cluster to work on; None starts one on this machine."""
     download: bool = False
     """The base model may be fetched from the Hugging Face hub."""
     search_root: Path | None = None
@@ -66,6 +76,10 @@ class MeasureOptions:
             raise UsageError(f"no engine is called {self.engine!r}", f"choose from {', '.join(ENGINES)}")
         if not _DEVICE.fullmatch(self.device):
             raise UsageError(f"no device is called {self.device!r}", "use --device cpu, or auto, cuda, cuda:N, mps")
+
+    def start(self) -> Engine:
+        """The engine; workers start with the first unit of work."""
+        return ENGINES[self.engine](EngineSettings(self.workers, self.ray_address, self.device, self.progress.advance))
 
 
 def measure_run(
@@ -93,49 +107,113 @@ def measure_run(
     if not isinstance(run, Run):
         raise UsageError(f"{run} is no run", "discover_runs also yields Skipped: measure only what is a Run")
     options = replace(options or MeasureOptions(), device=device)
-    frozen, problem = _find_base(run, base, known, options)
-    found = tuple(str(path.resolve()) for path in frozen.paths) if frozen else ()
-    # a base that was there and is gone for now (another disk, another folder) must not cost what was measured with it
-    away = known if frozen is None and known is not None and known.notes.base.matched else None
-    measured_with = away.notes.measured_with if away else _key(frozen, options)
-    reusable = known if known and known.notes.measured_with == measured_with else None
-    fresh = unmeasured(run, reusable)
-    waiting = {run.checkpoints[index].name for index in fresh} if away else set()
-    tables = Tables(run, reusable, {run.checkpoints[index].name for index in fresh})
-    if fresh and not away:
-        _measure(run, fresh, frozen, options, tables)
-    notes = RunNotes(
-        path=run.path.resolve().as_posix(),
-        trainer=run.trainer,
-        step_unit=run.step_unit,
-        save_more_often=run.save_more_often,
-        base=BaseModelSummary(away.notes.base.path if away else frozen.path if frozen else None, 0, 0),
-        base_files=away.notes.base_files if away else found,
-        base_problem="" if away else problem,
-        measured_with=measured_with,
-    )
-    # a base is read through for its hash when something is measured; the finding is kept with the rows
-    extra = [check_hash(frozen, run.base)] if frozen and fresh else []
-    if waiting:
-        message = f"{len(waiting)} new checkpoints wait for the base model, which is not found any more"
-        extra.append(Finding("base-missing", "warning", message, problem))
-    return tables.result(notes, [finding for finding in extra if finding], waiting)
+    with options.start() as engine:
+        job = Measuring(run, base, options, known=known, blocks=engine.workers)
+        for unit, found in engine.map(measure_one, job.take()):
+            if isinstance(found, LoraForensicsError):
+                raise found
+            job.add(unit, found)
+    return job.result()
 
 
-def _measure(run: Run, indices: list[int], frozen: BaseModel | None, options: MeasureOptions, tables: Tables) -> None:
-    """Measure these checkpoints, in units that fit the memory."""
-    from lora_forensics.units import Unit, measure_unit
+class Measuring:
+    """One run on its way: units of work go out, their results come back in any order, tables come out at any time."""
 
-    device = resolve_device(options.device)
-    paths, fingerprint = (tuple(frozen.paths), frozen.fingerprint) if frozen else ((), "")
-    units = [
-        Unit(run.name, run.checkpoints[start:stop], lead, paths, fingerprint, device, spectra=options.spectra)
-        for start, stop, lead in _spans(indices, [c.size for c in run.checkpoints], options.memory)
-    ]
-    options.progress.begin(run.name, len(indices))
-    work = partial(measure_unit, advance=options.progress.advance)
-    for result in ENGINES[options.engine]().map(work, units):
-        tables.add(result.rows, result.dtypes, result.skipped, result.notices)
+    def __init__(
+        self,
+        run: Run,
+        base: str | Path | Sequence[str | Path] | None,
+        options: MeasureOptions,
+        *,
+        known: Measured | None = None,
+        blocks: int = 1,
+    ) -> None:
+        """As `measure_run`; about so many `blocks` are made of a run that is large enough.
+
+        Raises:
+            BaseModelError: as `measure_run`.
+            UsageError: as `measure_run`.
+        """
+        if not isinstance(run, Run):
+            raise UsageError(f"{run} is no run", "discover_runs also yields Skipped: measure only what is a Run")
+        self._run = run
+        self._options = options
+        self._frozen, self._problem = _find_base(run, base, known, options)
+        # a base that was there and is gone for now (another disk or folder) must not cost what was measured with it
+        lost = self._frozen is None and known is not None and known.notes.base.matched
+        self._away = known.notes if known and lost else None
+        self._measured_with = self._away.measured_with if self._away else _key(self._frozen, options)
+        reusable = known if known and known.notes.measured_with == self._measured_with else None
+        self._fresh = unmeasured(run, reusable)
+        names = [run.checkpoints[index].name for index in self._fresh]
+        self._tables = Tables(run, reusable, set(names))
+        self._waiting = dict.fromkeys(names)
+        self._units: list[Unit] = []
+        self._early: dict[int, UnitResult] = {}
+        """Results by the place of their unit, while one before it is still out."""
+        self._added = 0
+        if not self._away:
+            sizes = [checkpoint.size for checkpoint in run.checkpoints]
+            memory = min(options.memory, max(_SMALLEST_BLOCK, -(-sum(sizes) // blocks)))
+            self._units = [self._unit(*span) for span in _spans(self._fresh, sizes, memory)]
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is out."""
+        return self._added == len(self._units)
+
+    def take(self) -> Iterator[Unit]:
+        """The units of work, in order."""
+        if self._units:
+            self._options.progress.begin(self._run.name, len(self._fresh))
+        yield from self._units
+
+    def add(self, unit: Unit, result: UnitResult) -> None:
+        """Take in the result of a unit; rows stand in the order of the units, whenever they come."""
+        place = next(place for place, one in enumerate(self._units) if one is unit)
+        self._early[place] = result
+        while self._added in self._early:
+            found, taken = self._early.pop(self._added), self._units[self._added]
+            self._tables.add(found.rows, found.dtypes, found.skipped, found.notices)
+            for checkpoint in taken.checkpoints[taken.lead :]:
+                self._waiting.pop(checkpoint.name)
+            self._added += 1
+
+    def result(self) -> Measured:
+        """The tables as far as they are known: all of them once it is `done`."""
+        run, away, frozen = self._run, self._away, self._frozen
+        found = tuple(str(path.resolve()) for path in frozen.paths) if frozen else ()
+        notes = RunNotes(
+            path=run.path.resolve().as_posix(),
+            trainer=run.trainer,
+            step_unit=run.step_unit,
+            save_more_often=run.save_more_often,
+            base=BaseModelSummary(away.base.path if away else frozen.path if frozen else None, 0, 0),
+            base_files=away.base_files if away else found,
+            base_problem="" if away else self._problem,
+            measured_with=self._measured_with,
+        )
+        # a base is read through for its hash when all is measured; the finding is kept with the rows
+        extra = [check_hash(frozen, run.base)] if frozen and self._fresh and self.done else []
+        if away and self._waiting:
+            message = f"{len(self._waiting)} new checkpoints wait for the base model, which is not found any more"
+            extra.append(Finding("base-missing", "warning", message, self._problem))
+        return self._tables.result(notes, [finding for finding in extra if finding], self._waiting)
+
+    def _unit(self, start: int, stop: int, lead: bool) -> Unit:
+        from lora_forensics.units import Unit
+
+        run, frozen, options = self._run, self._frozen, self._options
+        paths, fingerprint = (tuple(frozen.paths), frozen.fingerprint) if frozen else ((), "")
+        checkpoints = run.checkpoints[start:stop]
+        return Unit(run.name, checkpoints, lead, paths, fingerprint, options.device, spectra=options.spectra)
+
+
+def measure_one(unit: Unit, advance: Callable[[float], None]) -> UnitResult:
+    """Measure a unit wherever this is called, on a device of that machine."""
+    from lora_forensics.units import measure_unit
+
+    return measure_unit(replace(unit, device=resolve_device(unit.device)), advance)
 
 
 def unmeasured(run: Run, known: Measured | None) -> list[int]:
@@ -143,15 +221,12 @@ def unmeasured(run: Run, known: Measured | None) -> list[int]:
 
     Rotation and step size look back one checkpoint, so that a new file also renews the one behind it.
     """
-    stored: dict[str, tuple[str, str]] = {}
-    if known is not None:
-        names, prints = known.checkpoints["checkpoint"].to_list(), known.checkpoints["fingerprint"].to_list()
-        stored = {name: (print_, before) for name, print_, before in zip(names, prints, ["", *prints], strict=False)}
-    fingerprints = ["", *(checkpoint.fingerprint for checkpoint in run.checkpoints)]
+    stored = known.notes.measured if known is not None else {}
+    before = ["", *(checkpoint.fingerprint for checkpoint in run.checkpoints)]
     return [
         index
         for index, checkpoint in enumerate(run.checkpoints)
-        if stored.get(checkpoint.name) != (checkpoint.fingerprint, fingerprints[index])
+        if stored.get(checkpoint.name, ())[:2] != (checkpoint.fingerprint, before[index])
     ]
 
 
@@ -197,15 +272,20 @@ def _key(frozen: BaseModel | None, options: MeasureOptions) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _spans(indices: list[int], sizes: list[int], memory: int) -> Iterable[tuple[int, int, bool]]:
-    """Stretches [start, stop) of neighbouring indices that fit the memory, and whether the first is a predecessor."""
+def _spans(indices: list[int], sizes: list[int], memory: int) -> Iterator[tuple[int, int, bool]]:
+    """Stretches [start, stop) of neighbouring indices that fit the memory, and whether the first is a predecessor.
+
+    A scan that goes on where another was killed cuts as that one did, so that its numbers are the same to the last bit.
+    """
     stretch: list[int] = []
     held = 0
     for index in indices:
         full = len(stretch) == _TOGETHER or held + sizes[index] > memory
         if stretch and (full or index != stretch[-1] + 1):
             yield _with_lead(stretch)
-            stretch, held = [], sizes[index - 1]
+            stretch = []
+        if not stretch:
+            held = sizes[index - 1] if index else 0
         stretch.append(index)
         held += sizes[index]
     if stretch:

@@ -225,6 +225,9 @@ class RunNotes:
     """Why there is no base model, where there is none."""
     measured_with: str = ""
     """Changes when stored rows must not be reused: other base, other columns."""
+    measured: dict[str, tuple[str, str, str]] = field(default_factory=dict)
+    """Checkpoint to its fingerprint and that of the one before it, as they were when its rows were measured, and to
+    the type that most of its numbers are stored in; in one file with the rows, so that neither is without the other."""
     findings: tuple[Finding, ...] = ()
     skipped: tuple[Skipped, ...] = ()
 
@@ -240,6 +243,7 @@ class RunNotes:
                 **document,
                 "base": BaseModelSummary(**document["base"]),
                 "base_files": tuple(document["base_files"]),
+                "measured": {name: (own, before, dtype) for name, (own, before, dtype) in document["measured"].items()},
                 "findings": tuple(Finding(**entry) for entry in document["findings"]),
                 "skipped": tuple(map(Skipped.from_dict, document["skipped"])),
             }

@@ -9,15 +9,15 @@ import difflib
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
-from lora_forensics.assess import Assessment, assess, versions
+from lora_forensics.assess import assess, versions
 from lora_forensics.discovery import discover_runs, nothing_found
-from lora_forensics.errors import BaseModelError, SeriesError, UsageError
-from lora_forensics.measure import MeasureOptions, measure_run
-from lora_forensics.plots import save_plots
+from lora_forensics.errors import LoraForensicsError, SeriesError, UsageError
+from lora_forensics.pipeline import ScanOptions, scan_runs
+from lora_forensics.plots import draw_plots, save_plots
 from lora_forensics.records import SCHEMA, Run, Severity, Skipped, Summary, Verdict
 from lora_forensics.reports import REPORTS
 from lora_forensics.reports.text import count
@@ -25,31 +25,16 @@ from lora_forensics.rules import RULES
 from lora_forensics.series import read_table, write_text
 from lora_forensics.similarity import AssessOptions
 from lora_forensics.store import (
+    assessment_key,
     check_writable,
-    is_saved,
     load_measured,
     name_in,
     reserve,
     save_assessment,
-    save_measured,
     save_runs,
 )
-from lora_forensics.tables import Measured
 
-
-@dataclass(frozen=True, slots=True)
-class ScanOptions:
-    """All settings of a scan."""
-
-    out: Path = Path("forensics")
-    base: tuple[Path, ...] = ()
-    trainer: str | None = None
-    rescan: bool = False
-    """Measure everything again."""
-    reports: tuple[str, ...] = ("markdown", "json")
-    """Names in `reports.REPORTS` that are written to OUT."""
-    measure: MeasureOptions = field(default_factory=MeasureOptions)
-    assess: AssessOptions = field(default_factory=AssessOptions)
+__all__ = ["Scan", "ScanOptions", "check_rules", "load_summary", "pick_checkpoint", "report", "scan", "write_reports"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,21 +104,18 @@ def scan(paths: Sequence[Path], options: ScanOptions) -> Scan:
     verdicts: list[Verdict] = []
     failed: list[tuple[str, str]] = []
     new = known = 0
-    for run, root in runs:
-        try:
-            measured, assessment = _scan_run(run, root, options)
-        except (UsageError, BaseModelError) as error:
+    for (run, _), result in zip(runs, scan_runs(runs, options), strict=True):
+        if isinstance(result, LoraForensicsError):
             if len(runs) == 1:
-                raise
-            skipped.append(Skipped.because(run.path, error))  # what fits other runs need not fit this one
-            failed.append((run.name, error.message))
+                raise result
+            skipped.append(Skipped.because(run.path, result))  # what fits other runs need not fit this one
+            failed.append((run.name, result.message))
             continue
-        verdict = assessment.verdict
-        verdicts.append(verdict)
-        new += measured.new
-        known += len(measured.checkpoints) - measured.new - measured.waiting
-        if verdict.status == "no_base_model" or (run.checkpoints and measured.layers.is_empty()):
-            failed.append((run.name, verdict.message))
+        verdicts.append(result.verdict)
+        new += result.new
+        known += result.known
+        if result.verdict.status == "no_base_model" or (run.checkpoints and result.empty):
+            failed.append((run.name, result.verdict.message))
     summary = Summary(tuple(verdicts), tuple(skipped), versions(), options.out)
     write_reports(summary, options.reports)
     return Scan(summary, new, known, tuple(failed))
@@ -162,10 +144,12 @@ def pick_checkpoint(run: Path, options: ScanOptions) -> tuple[Path | None, str]:
     check_writable(options.out)
     known = name_in(options.out, chosen)  # measured by a scan of a folder above: not again under another name
     chosen = replace(chosen, name=known or reserve(chosen, options.out, set()))
-    _, assessment = _scan_run(chosen, root, options)
-    keep = assessment.verdict.keep
+    (result,) = scan_runs([(chosen, root)], options)
+    if isinstance(result, LoraForensicsError):
+        raise result
+    keep = result.verdict.keep
     if keep is None:
-        return None, f"{chosen.name}: no checkpoint to name: {assessment.verdict.message}"
+        return None, f"{chosen.name}: no checkpoint to name: {result.verdict.message}"
     return chosen.path / keep.checkpoint, ""
 
 
@@ -210,7 +194,8 @@ def report(out: Path, reports: Sequence[str], options: AssessOptions | None = No
             verdicts.append(verdict)
         else:
             assessment = assess(stored.layers, stored.checkpoints, stored.notes, options)
-            save_assessment(folder, stored, assessment)
+            drawn = draw_plots(assessment.series, stored.layers, stored.checkpoints, assessment.verdict)
+            save_assessment(folder, assessment, drawn, assessment_key(stored, options))
             verdicts.append(assessment.verdict)
     if lost and len(lost) == len(verdicts):
         raise SeriesError(f"{lost[0].path} holds no layers.parquet", "scan again")
@@ -249,21 +234,3 @@ def _discover(paths: Sequence[Path], options: ScanOptions) -> tuple[list[tuple[R
                 seen |= files
                 runs.append((found, path))
     return runs, list(skipped.values())
-
-
-def _scan_run(run: Run, root: Path, options: ScanOptions) -> tuple[Measured, Assessment]:
-    folder = options.out / run.name
-    stored = load_measured(folder)
-    measuring = replace(options.measure, search_root=root)
-    base: Any = options.base or None
-    known = None if options.rescan else stored
-    measured = measure_run(run, base, measuring.device, known=known, options=measuring)
-    if base and stored and stored.notes.base.matched and not measured.notes.base.matched:
-        raise BaseModelError(measured.notes.base_problem, "the tables of the earlier scan are kept as they are")
-    fresh = measured.new or stored is None or not stored.checkpoints.equals(measured.checkpoints)
-    if fresh or stored is None or stored.notes != measured.notes:
-        save_measured(folder, measured)  # before anything else can go wrong
-    assessment = assess(measured.layers, measured.checkpoints, measured.notes, options.assess)
-    if fresh or not is_saved(folder, assessment.verdict):
-        save_assessment(folder, measured, assessment)
-    return measured, assessment

@@ -194,7 +194,12 @@ def read_notes(path: Path) -> dict[str, str]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file, whole or not at all."""
-    write_whole(path, lambda file: file.write(text.encode("utf-8")))
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all."""
+    write_whole(path, lambda file: file.write(content))
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -11,9 +12,8 @@ from typing import Any
 
 import polars as pl
 
-from lora_forensics.assess import Assessment
+from lora_forensics.assess import Assessment, versions
 from lora_forensics.errors import SeriesError, UsageError
-from lora_forensics.plots import save_plots
 from lora_forensics.records import Run, RunNotes, Verdict
 from lora_forensics.reports import to_json
 from lora_forensics.series import (
@@ -24,16 +24,20 @@ from lora_forensics.series import (
     read_notes,
     read_table,
     schema,
+    write_bytes,
     write_table,
     write_text,
 )
+from lora_forensics.similarity import AssessOptions
 from lora_forensics.tables import LAYER_COLUMNS, Measured
 
 _NOTES = "lora_forensics.run"
 """Key of a run's notes in the metadata of layers.parquet."""
 _OWNER = "run.txt"
 """File in a run's folder that says which run it is of; written first, so that no other scan takes the name."""
-_RESULTS = ("series.parquet", "plots/similarity.png", "plots/similarity.svg", "plots/modules.png", "plots/modules.svg")
+_KEY = "lora_forensics.assessment"
+"""Key in the metadata of series.parquet: what the assessment was made from."""
+_PLOTS = ("similarity.png", "similarity.svg", "modules.png", "modules.svg")
 
 
 def check_writable(out: Path) -> None:
@@ -89,30 +93,43 @@ def load_measured(folder: Path) -> Measured | None:
 def save_measured(folder: Path, measured: Measured) -> None:
     """Write the tables of the measuring half."""
     notes = {_NOTES: json.dumps(measured.notes.to_dict())}
-    # rows first: a scan that dies in between measures again, instead of knowing a checkpoint whose rows are missing
-    write_table(measured.layers, folder / "layers.parquet", LAYER_COLUMNS, notes)
+    # rows last: their file says which checkpoints are measured, and a scan that dies in between measures again
     write_table(measured.checkpoints, folder / "checkpoints.parquet", CHECKPOINT_COLUMNS)
+    write_table(measured.layers, folder / "layers.parquet", LAYER_COLUMNS, notes)
 
 
-def save_assessment(folder: Path, measured: Measured, assessment: Assessment) -> None:
-    """Write series, plots and verdict; the verdict last, for it says that the rest is there."""
+def assessment_key(measured: Measured, options: AssessOptions) -> str:
+    """Changes when an assessment would: the tables, the options, the versions."""
+    known = json.dumps([measured.notes.to_dict(), repr(options), versions()])
+    return hashlib.sha256(f"{known}|{measured.checkpoints.write_json()}".encode()).hexdigest()[:16]
+
+
+def save_assessment(folder: Path, assessment: Assessment, plots: Mapping[str, bytes], key: str) -> None:
+    """Write verdict, plots and series; the series last, for its key says that the rest is there."""
     means = [
         Column(f"mean_{c.name}", "Float64", f"mean over the modules that are averaged: {c.meaning}", c.unit)
         for c in LAYER_COLUMNS
         if f"mean_{c.name}" in assessment.series.columns
     ]
-    write_table(assessment.series, folder / "series.parquet", (*SERIES_COLUMNS, *means))
-    save_plots(folder / "plots", assessment.series, measured.layers, measured.checkpoints, assessment.verdict)
+    for name in _PLOTS:
+        if name in plots:
+            write_bytes(folder / "plots" / name, plots[name])
+        else:
+            (folder / "plots" / name).unlink(missing_ok=True)  # of another verdict
     write_text(folder / "verdict.json", to_json(assessment.verdict.to_dict()))
+    write_table(assessment.series, folder / "series.parquet", (*SERIES_COLUMNS, *means), {_KEY: key})
 
 
-def is_saved(folder: Path, verdict: Verdict) -> bool:
-    """Whether this verdict and all that belongs to it lie in the folder."""
+def load_verdict(folder: Path, key: str, plots: bool) -> Verdict | None:
+    """The verdict of an earlier scan, if it is the one that this key stands for and all that belongs to it is there."""
+    if read_notes(folder / "series.parquet").get(_KEY) != key:
+        return None
+    if plots and not all((folder / "plots" / name).exists() for name in _PLOTS):
+        return None
     try:
-        stored = (folder / "verdict.json").read_text("utf-8")
-    except (OSError, ValueError):
-        return False
-    return stored == to_json(verdict.to_dict()) and all((folder / name).exists() for name in _RESULTS)
+        return Verdict.from_dict(json.loads((folder / "verdict.json").read_text("utf-8")))
+    except (OSError, ValueError, SeriesError):
+        return None
 
 
 def save_runs(out: Path, verdicts: Iterable[Verdict]) -> None:

@@ -40,7 +40,7 @@ class Tables:
         self._known = known
         self._new = 0
         self._frames: list[pl.DataFrame] = []
-        self._dtypes: dict[str, str | None] = {}
+        self._dtypes: dict[str, str] = {}
         self._skipped: list[Skipped] = []
         self._notices = Notices()
         current = [checkpoint for checkpoint in run.checkpoints if checkpoint.name not in fresh]
@@ -49,7 +49,7 @@ class Tables:
         if known is not None:
             rows = known.layers.filter(pl.col("checkpoint").is_in([c.name for c in current]))
             self._frames.append(rows.cast(_SCHEMA))
-            self._dtypes.update(zip(known.checkpoints["checkpoint"], known.checkpoints["dtype"], strict=True))
+            self._dtypes.update({name: dtype for name, (_, _, dtype) in known.notes.measured.items()})
             self._skipped = [
                 replace(skipped, path=checkpoint.path)  # a later scan may name the folder in another way
                 for checkpoint in current
@@ -87,10 +87,20 @@ class Tables:
             notes,
             base=base,
             base_problem=problem,
+            measured=self._marks(waiting),
             findings=(*self._run.findings, *found, *kept),
             skipped=(*self._run.skipped, *self._skipped),
         )
         return Measured(layers, checkpoint_table(self._run, self._dtypes, waiting), notes, self._new, len(waiting))
+
+    def _marks(self, waiting: Collection[str]) -> dict[str, tuple[str, str, str]]:
+        """`RunNotes.measured`."""
+        before = ["", *(checkpoint.fingerprint for checkpoint in self._run.checkpoints)]
+        return {
+            checkpoint.name: (checkpoint.fingerprint, previous, self._dtypes.get(checkpoint.name, ""))
+            for checkpoint, previous in zip(self._run.checkpoints, before, strict=False)
+            if checkpoint.name not in waiting
+        }
 
     def _layers(self) -> pl.DataFrame:
         """All rows by step, modules in the order of the first checkpoint."""
@@ -105,7 +115,7 @@ class Tables:
         return layers.sort("step", pl.col("module").replace_strict(order, return_dtype=pl.Int64), maintain_order=True)
 
 
-def checkpoint_table(run: Run, dtypes: dict[str, str | None], waiting: Collection[str] = ()) -> pl.DataFrame:
+def checkpoint_table(run: Run, dtypes: dict[str, str], waiting: Collection[str] = ()) -> pl.DataFrame:
     """checkpoints.parquet: what the trainer left. What waits to be measured has no fingerprint yet."""
     rows = [
         {
@@ -120,7 +130,7 @@ def checkpoint_table(run: Run, dtypes: dict[str, str | None], waiting: Collectio
             "train_samples": run.train_samples,
             "batch_size": run.batch_size,
             "steps_per_epoch": run.steps_per_epoch,
-            "dtype": dtypes.get(checkpoint.name),
+            "dtype": dtypes.get(checkpoint.name) or None,
             "bytes": checkpoint.size,
             "fingerprint": None if checkpoint.name in waiting else checkpoint.fingerprint,
             "modified": checkpoint.modified,

@@ -113,9 +113,7 @@ def read_header(path: Path) -> Header:
         what = f"truncated: {expected - size} bytes missing" if size < expected else f"{size - expected} bytes too long"
         raise CheckpointError(f"{path}: {what} (header asks for {expected} bytes, file has {size})", "save it again")
     fingerprint = hashlib.sha256(raw + f"|{size}|{stat.st_mtime_ns}".encode()).hexdigest()[:16]
-    return Header(
-        tensors.infos, metadata, fingerprint, tensors.layout, tensors.starts, 8 + length, size, stat.st_mtime
-    )
+    return Header(tensors.infos, metadata, fingerprint, tensors.layout, tensors.starts, 8 + length, size, stat.st_mtime)
 
 
 @dataclass(frozen=True, slots=True)

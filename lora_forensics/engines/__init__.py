@@ -5,12 +5,16 @@ A new engine is one module here with a class that follows `interface.Engine`, an
 
 from __future__ import annotations
 
-from lora_forensics.engines.interface import Engine
+from lora_forensics.engines.interface import Engine, EngineSettings
+from lora_forensics.engines.processes import Processes
+from lora_forensics.engines.ray import Ray
 from lora_forensics.engines.serial import Serial
 
-__all__ = ["ENGINES", "Engine"]
+__all__ = ["ENGINES", "Engine", "EngineSettings"]
 
 ENGINES: dict[str, type[Engine]] = {
     "serial": Serial,
+    "processes": Processes,
+    "ray": Ray,
 }
 """Every engine by its name in `--engine`; the first is the default."""

@@ -13,20 +13,31 @@ import polars as pl
 
 from lora_forensics.plots.heatmap import modules_figure
 from lora_forensics.plots.lines import similarity_figure
-from lora_forensics.plots.page import save
+from lora_forensics.plots.page import draw
 from lora_forensics.records import Verdict
+from lora_forensics.series import write_bytes
 
-__all__ = ["modules_figure", "save_plots", "similarity_figure"]
+__all__ = ["draw_plots", "modules_figure", "save_plots", "similarity_figure"]
+
+
+def draw_plots(
+    series: pl.DataFrame, layers: pl.DataFrame, checkpoints: pl.DataFrame, verdict: Verdict
+) -> dict[str, bytes]:
+    """Both figures as PNG and SVG, by file name; the same data gives the same bytes."""
+    column = "cosine_rowwise" if verdict.similarity == "rowwise" and "cosine_rowwise" in layers.columns else "cosine"
+    lines = similarity_figure(series, checkpoints, verdict)
+    return draw(lines, "similarity") | draw(modules_figure(layers, verdict, column), "modules")
 
 
 def save_plots(
     folder: Path, series: pl.DataFrame, layers: pl.DataFrame, checkpoints: pl.DataFrame, verdict: Verdict
 ) -> list[Path]:
-    """Write both figures as PNG and SVG into a folder; the same data gives the same bytes.
+    """Write both figures as PNG and SVG into a folder, whole or not at all.
 
     Raises:
         SeriesError: the folder cannot be written.
     """
-    column = "cosine_rowwise" if verdict.similarity == "rowwise" and "cosine_rowwise" in layers.columns else "cosine"
-    written = save(similarity_figure(series, checkpoints, verdict), folder / "similarity")
-    return written + save(modules_figure(layers, verdict, column), folder / "modules")
+    drawn = draw_plots(series, layers, checkpoints, verdict)
+    for name, content in drawn.items():
+        write_bytes(folder / name, content)
+    return [folder / name for name in drawn]

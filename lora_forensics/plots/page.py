@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from lora_forensics.plots.names import drawable_text, elided, few_ticks
 from lora_forensics.records import Verdict
-from lora_forensics.series import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -201,19 +198,14 @@ def sentence(axes: Axes, text: str) -> None:
     axes.spines["left"].set_visible(False)
 
 
-def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write a figure as PNG and SVG, whole or not at all."""
+def draw(figure: Figure, name: str) -> dict[str, bytes]:
+    """A figure as PNG and SVG: file name to bytes."""
     # Software and dates in the files would change their bytes from day to day.
     formats: dict[str, dict[str, str | None]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
-    paths = []
+    files = {}
     for kind, metadata in formats.items():
         drawn = io.BytesIO()
         with drawing():
             figure.savefig(drawn, format=kind, dpi=_DPI, metadata=metadata)
-        paths.append(stem.with_name(f"{stem.name}.{kind}"))
-        write_whole(paths[-1], functools.partial(_pour, drawn.getvalue()))
-    return paths
-
-
-def _pour(drawn: bytes, file: IO[bytes]) -> None:
-    file.write(drawn)
+        files[f"{name}.{kind}"] = drawn.getvalue()
+    return files

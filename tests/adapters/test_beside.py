@@ -101,3 +101,5 @@ def test_lokr_on_kernels_of_one_axis_is_as_peft_merges_it(tmp_path: Path) -> Non
     model = get_peft_model(net, LoKrConfig(r=3, alpha=5, target_modules=["0"], init_weights=False))
     saved = Saved(tmp_path, model, base)
     assert max(saved.errors(saved.measure()).values()) < 1e-6
+    saved.set(alpha=1e300)
+    assert "too large" in next(iter(lf.inspect_file(saved.checkpoint, saved.base).unread.values()))

@@ -250,7 +250,7 @@ def _measure_group(
     weight = None if base is None or ref is None else _weight(base, ref)
     try:
         moments = kind.change(stack).moments(weight, torch.device(unit.device), unit.spectra)
-    except torch._C._LinAlgError as error:
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         raise CheckpointError("its numbers are too large or too small to compute with") from error
     if stack.aside:
         moments = replace(moments, nonfinite=moments.nonfinite + count_nonfinite(*stack.aside.values())[lead:])

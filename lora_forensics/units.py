@@ -256,7 +256,10 @@ def _measure_group(
         aside={role: widened(tensor) for role, tensor in stacked.items() if role in kind.aside},
     )
     weight = None if base is None or ref is None else _weight(base, ref)
-    moments = kind.change(stack).moments(weight, torch.device(unit.device), unit.spectra)
+    try:
+        moments = kind.change(stack).moments(weight, torch.device(unit.device), unit.spectra)
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        raise CheckpointError("its numbers are too large or too small to compute with") from error
     if stack.aside:
         moments = replace(moments, nonfinite=moments.nonfinite + count_nonfinite(*stack.aside.values())[lead:])
     if unit.biases:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from lora_forensics.base_model.storage.gguf import SUFFIX as GGUF
 from lora_forensics.errors import BaseModelError
@@ -82,13 +82,13 @@ def _weights(folder: Path) -> list[Path]:
 
 def _shards(index: Path) -> list[Path]:
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(map(PurePath, set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BaseModelError(f"{index}: not an index of shards", "copy or download the model again") from error
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise BaseModelError(
-            f"{index.parent}: {len(missing)} of {len(names)} shards missing: {', '.join(missing)}",
+            f"{index.parent}: {len(missing)} of {len(names)} shards missing: {', '.join(map(str, missing))}",
             "copy or download the missing files; `--download` does it for a model of the Hugging Face hub",
         )
     return [index.parent / name for name in names]

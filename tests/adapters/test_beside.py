@@ -13,6 +13,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import lora_forensics as lf
+from lora_forensics.adapters import KINDS, AdapterConfig
 
 
 @pytest.mark.parametrize(
@@ -101,3 +102,11 @@ def test_lokr_on_kernels_of_one_axis_is_as_peft_merges_it(tmp_path: Path) -> Non
     model = get_peft_model(net, LoKrConfig(r=3, alpha=5, target_modules=["0"], init_weights=False))
     saved = Saved(tmp_path, model, base)
     assert max(saved.errors(saved.measure()).values()) < 1e-6
+    saved.set(alpha=1e300)
+    assert "too large" in next(iter(lf.inspect_file(saved.checkpoint, saved.base).unread.values()))
+
+
+@pytest.mark.parametrize(("alpha", "scale"), [(4.0, 1.0), (2**1.5, 2**0.5)])
+def test_two_whole_sides_tell_rslora_by_their_alpha(alpha: float, scale: float) -> None:
+    """LyCORIS stores the rank, a whole number, or rank^1.5: where the header's text was lost, that alone is left."""
+    assert KINDS["lokr"].scale({"alpha": alpha}, AdapterConfig(), "lora_unet_a", None) == pytest.approx(scale)

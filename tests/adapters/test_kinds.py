@@ -272,22 +272,20 @@ def build(
 @pytest.mark.parametrize("form", FORMS)
 @settings(max_examples=12, deadline=None)
 @given(
-    rows=st.integers(1, 24), columns=st.integers(1, 24), count=st.integers(1, 4), seed=st.integers(0, 1000),
+    rows=st.integers(1, 24), columns=st.integers(3, 24), count=st.integers(1, 4), seed=st.integers(0, 1000),
     lead=st.integers(0, 1),
 )  # fmt: skip
 def test_every_metric_equals_its_dense_definition(
     form: str, rows: int, columns: int, count: int, seed: int, lead: int
 ) -> None:
     """Whatever the shape and the number of checkpoints, with all singular values asked for."""
-    if "do" in form:  # in a row or column of few entries W and D may cancel, and no digits are left
+    if "do" in form:  # in a row or column of few entries terms may cancel, and no digits are left: see `columns` too
         rows, columns = max(rows, 5), max(columns, 5)
     weight, change, deltas = build(form, seed, rows, columns, count + lead, lead)
     moments = moments_of(change, weight, spectra=True)
     for index in range(count):
         before = deltas[index + lead - 1] if index + lead else None
         for name, expected in dense(weight.double(), deltas[index + lead], before).items():
-            if name == "direction_change" and columns < 5:  # W + D may cancel in a row, and no digits are left
-                continue
             found = METRIC[name](moments)[index].item()
             assert found == pytest.approx(expected, rel=LOOSE.get(name, 1e-6), abs=1e-7), (name, index)
 

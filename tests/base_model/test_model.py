@@ -104,9 +104,10 @@ def test_truncated_shard(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> No
     assert "again" in caught.value.hint
 
 
-def test_broken_index(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["[]", '{"weight_map": {"a": 5}}'])
+def test_broken_index(text: str, tmp_path: Path) -> None:
     """An index that is no index is told."""
-    (tmp_path / "model.safetensors.index.json").write_text("[]", encoding="utf-8")
+    (tmp_path / "model.safetensors.index.json").write_text(text, encoding="utf-8")
     with pytest.raises(BaseModelError, match="not an index of shards"):
         open_base([tmp_path])
 

@@ -117,7 +117,7 @@ def write(root: Path, case: Case, checkpoints: int) -> lf.Run:
     for step in range(10, 10 * checkpoints + 1, 10):
         folder = root / "run" / f"checkpoint-{step}"
         folder.mkdir(parents=True)
-        for name, tensor in state.items():  # a few rows of each: random numbers take longer than the scan
+        for tensor in state.values():  # a few rows of each: random numbers take longer than the scan
             part = tensor[: max(1, len(tensor) // 16)]
             part += 1e-3 * torch.randn_like(part)
         save_file(state, folder / "adapter_model.safetensors")

@@ -196,7 +196,7 @@ class SafetensorsFile:
         try:
             handle, shape = self._open(), self._header.infos[name].shape
             rows = self._rows(name, 0, shape[0] if shape else 1)
-            return handle.get_tensor(name) if rows is None else rows.reshape(shape)  # type: ignore[no-any-return]
+            return handle.get_tensor(name) if rows is None else rows.reshape(shape)
         except Exception as error:
             raise CheckpointError(f"{self.path}: tensor {name!r} cannot be read: {error}") from error
 
@@ -227,7 +227,7 @@ class SafetensorsFile:
         raw = torch.empty((stop - start) * each, dtype=torch.uint8)
         with self.path.open("rb", buffering=0) as file:
             file.seek(self._header.data_start + self._header.starts[name] + start * each)
-            into = memoryview(raw.numpy())
+            into = memoryview(raw.numpy())  # type: ignore[arg-type]
             while into:
                 count = file.readinto(into)
                 if not count:

@@ -16,7 +16,9 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from lora_forensics.scan import Measured, discover_runs, measure_run
+from lora_forensics.discovery import discover_runs
+from lora_forensics.measure import measure_run
+from lora_forensics.tables import Measured
 
 TARGETS = ["q_proj", "k_proj", "up_proj", "down_proj"]
 

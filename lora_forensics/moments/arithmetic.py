@@ -177,8 +177,8 @@ def count_nonfinite(*tensors: Tensor) -> Tensor:
 
 
 def _nonfinite(tensor: Tensor) -> Tensor:
-    """The same of one: a sum that is finite has no NaN or Inf in it, and takes a third of the time of a look at each."""
-    flat = tensor.flatten(1)
+    """The same of one: a finite sum has no NaN or Inf in it, and takes a third of the time of a look at each."""
+    flat = tensor.flatten(1) if tensor.dim() > 1 else tensor[:, None]
     total = flat.sum(dim=1, dtype=torch.float64 if tensor.dtype == torch.float64 else torch.float32)
     counts = torch.zeros(len(flat), dtype=torch.int64, device=tensor.device)
     for index in (~torch.isfinite(total)).nonzero().flatten().tolist():

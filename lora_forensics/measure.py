@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     from lora_forensics.units import Unit, UnitResult
 
 DEFAULT_MEMORY = 1 << 30
-"""Bytes of checkpoints that a worker holds at once."""
+"""Bytes of checkpoints that a worker works on at once."""
 
-_SMALLEST_BLOCK = 64 << 20
-"""Bytes of checkpoints below which a run is not cut for more workers: each block reads the base again."""
+_SMALLEST_BLOCK, _LARGEST_BLOCK = 64 << 20, 8 << 30
+"""Bytes of checkpoints below which a run is not cut for more workers, since each block reads the base again; and above
+which it is cut for one, so that a scan that is killed loses minutes at most."""
 _TOGETHER = 50
 """So many checkpoints make the products wide enough; more of them only take memory (docs/performance.md)."""
 
@@ -154,8 +155,8 @@ class Measuring:
         self._added = 0
         if not self._away:
             sizes = [checkpoint.size for checkpoint in run.checkpoints]
-            memory = min(options.memory, max(_SMALLEST_BLOCK, -(-sum(sizes) // blocks)))
-            self._units = [self._unit(*span) for span in _spans(self._fresh, sizes, memory)]
+            limit = min(_LARGEST_BLOCK, max(_SMALLEST_BLOCK, -(-sum(sizes) // blocks)))
+            self._units = [self._unit(*span) for span in _spans(self._fresh, sizes, limit)]
 
     @property
     def done(self) -> bool:
@@ -206,7 +207,9 @@ class Measuring:
         run, frozen, options = self._run, self._frozen, self._options
         paths, fingerprint = (tuple(frozen.paths), frozen.fingerprint) if frozen else ((), "")
         checkpoints = run.checkpoints[start:stop]
-        return Unit(run.name, checkpoints, lead, paths, fingerprint, options.device, spectra=options.spectra)
+        return Unit(
+            run.name, checkpoints, lead, paths, fingerprint, options.device, options.memory, spectra=options.spectra
+        )
 
 
 def measure_one(unit: Unit, advance: Callable[[float], None]) -> UnitResult:
@@ -272,15 +275,15 @@ def _key(frozen: BaseModel | None, options: MeasureOptions) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _spans(indices: list[int], sizes: list[int], memory: int) -> Iterator[tuple[int, int, bool]]:
-    """Stretches [start, stop) of neighbouring indices that fit the memory, and whether the first is a predecessor.
+def _spans(indices: list[int], sizes: list[int], limit: int) -> Iterator[tuple[int, int, bool]]:
+    """Stretches [start, stop) of neighbouring indices below a limit of bytes, and whether the first is a predecessor.
 
     A scan that goes on where another was killed cuts as that one did, so that its numbers are the same to the last bit.
     """
     stretch: list[int] = []
     held = 0
     for index in indices:
-        full = len(stretch) == _TOGETHER or held + sizes[index] > memory
+        full = len(stretch) == _TOGETHER or held + sizes[index] > limit
         if stretch and (full or index != stretch[-1] + 1):
             yield _with_lead(stretch)
             stretch = []

@@ -12,9 +12,10 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from io import RawIOBase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -30,6 +31,8 @@ TENSOR_FILES = (SAFETENSORS, *PICKLES)
 _METADATA = re.compile(r'\s*\{\s*"__metadata__"\s*:\s*')
 _MAX_HEADER = 100_000_000
 """The limit that the safetensors format sets itself."""
+_TARGETS = 512
+"""Pieces of memory that one call of the system fills: Linux and macOS take 1024."""
 _STRUCTURE = 1 << 22
 """Bytes of a pickle in which names are looked for."""
 
@@ -212,6 +215,25 @@ class SafetensorsFile:
         except Exception as error:
             raise CheckpointError(f"{self.path}: tensor {name!r} cannot be read: {error}") from error
 
+    def stackable(self, other: Tensors) -> bool:
+        """Whether the other file holds tensors of the same names and shapes at the same places."""
+        if not isinstance(other, SafetensorsFile):
+            return False
+        mine, theirs = self._header, other._header
+        return mine.infos == theirs.infos and mine.starts == theirs.starts
+
+    def read_into(self, targets: Mapping[str, memoryview]) -> None:
+        """Whole tensors into memory of their size, what lies side by side in the file in one go.
+
+        Raises:
+            CheckpointError: the file cannot be read.
+        """
+        starts = self._header.starts
+        try:
+            self._fill([(starts[name], target) for name, target in targets.items()])
+        except Exception as error:
+            raise CheckpointError(f"{self.path}: cannot be read: {error}") from error
+
     def _rows(self, name: str, start: int, stop: int) -> torch.Tensor | None:
         """Entries along the first axis, read and not mapped: what is mapped counts as memory until the file is closed.
 
@@ -220,20 +242,19 @@ class SafetensorsFile:
         import torch
 
         info = self._header.infos[name]
-        dtype = next((dtype for dtype, known in _dtype_names().items() if known == info.dtype), None)
+        dtype = dtype_of(info.dtype)
         if dtype is None or start >= stop:
             return None
         each = math.prod(info.shape[1:]) * dtype.itemsize
         raw = torch.empty((stop - start) * each, dtype=torch.uint8)
-        with self.path.open("rb", buffering=0) as file:
-            file.seek(self._header.data_start + self._header.starts[name] + start * each)
-            into = memoryview(raw.numpy())  # type: ignore[arg-type]
-            while into:
-                count = file.readinto(into)
-                if not count:
-                    raise CheckpointError("the file ends inside it")
-                into = into[count:]
+        self._fill([(self._header.starts[name] + start * each, memoryview(raw.numpy()))])  # type: ignore[arg-type]
         return raw.view(dtype).reshape(stop - start, *info.shape[1:])
+
+    def _fill(self, parts: Iterable[tuple[int, memoryview]]) -> None:
+        """Bytes of the data from given places on."""
+        with self.path.open("rb", buffering=0) as file:
+            for start, targets in _side_by_side(parts):
+                _read_exactly(file, self._header.data_start + start, targets)
 
     def _open(self) -> Any:
         if self._handle is None:
@@ -355,6 +376,39 @@ def pickle_mentions(path: Path, words: Sequence[str]) -> bool:
     return any(word.encode() in structure for word in words)
 
 
+def _side_by_side(parts: Iterable[tuple[int, memoryview]]) -> Iterator[tuple[int, list[memoryview]]]:
+    """Start and targets of every stretch of neighbouring bytes, in the file's order."""
+    first, end, targets = 0, -1, list[memoryview]()
+    for start, target in sorted(parts, key=lambda part: part[0]):
+        if not target.nbytes:
+            continue
+        if start != end or len(targets) == _TARGETS:
+            if targets:
+                yield first, targets
+            first, targets = start, []
+        targets.append(target)
+        end = start + target.nbytes
+    if targets:
+        yield first, targets
+
+
+def _read_exactly(file: RawIOBase, offset: int, targets: list[memoryview]) -> None:
+    """Fill the targets one after the other; with one call of the system where it has one for that."""
+    while targets:
+        if hasattr(os, "preadv"):
+            count = os.preadv(file.fileno(), targets, offset)
+        else:
+            file.seek(offset)
+            count = file.readinto(targets[0]) or 0
+        if not count:
+            raise CheckpointError("the file ends inside a tensor")
+        offset += count
+        while targets and count >= targets[0].nbytes:
+            count -= targets.pop(0).nbytes
+        if count:
+            targets[0] = targets[0][count:]
+
+
 def same_content(first: Path, second: Path) -> bool:
     """Whether two files of one format hold equal tensors in one order; metadata and names may differ.
 
@@ -393,6 +447,11 @@ def _spread(length: int, blocks: int = 16, block: int = 4096) -> Sequence[tuple[
 def _is_zip(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(2) == b"PK"
+
+
+def dtype_of(name: str) -> torch.dtype | None:
+    """Torch's type of a name in a header, None for those that are left to safetensors."""
+    return next((dtype for dtype, known in _dtype_names().items() if known == name), None)
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import ArrayLike, NDArray
-from scipy.signal import argrelmin
 
 from lora_forensics.errors import UsageError
 
@@ -75,6 +74,8 @@ def valleys(series: ArrayLike) -> NDArray[np.int64]:
     A valley is counted where the difference turns from negative to positive; differences of exactly 0 are skipped, so
     that a flat bottom is one valley (its last sample). Never across NaN.
     """
+    from scipy.signal import argrelmin  # takes longer than a rescan with nothing new
+
     values = np.asarray(series, dtype=np.float64)
     last_of_equals = np.flatnonzero(np.append(np.diff(values) != 0, True))  # NaN differs from everything
     if last_of_equals.size < 3:

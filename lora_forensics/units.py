@@ -6,7 +6,8 @@ A unit is a picklable value and `measure_unit` is at the top level, so that any 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from itertools import groupby
@@ -33,10 +34,12 @@ from lora_forensics.moments import Weight, count_nonfinite, fitting, full_precis
 from lora_forensics.notices import Notices
 from lora_forensics.records import Checkpoint, Skipped, Unresolved, WeightRef
 from lora_forensics.series import MODULE_COLUMNS
-from lora_forensics.tensors import TensorInfo, open_tensors
+from lora_forensics.stacking import UnreadableError, ahead, keep_freed_memory, read_together
+from lora_forensics.tensors import Tensors, open_tensors
 
-_SAVED_BIAS = "saved bias"
-"""Role of a bias beside any kind's tensors."""
+_BATCHES = 32
+"""The memory for checkpoints holds so many batches of modules: one is worked on and one read, the rest is room to work.
+Small ones keep what is worked on near, and still make long reads of every file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,8 @@ class Unit:
     base_fingerprint: str
     """Of these files, so that a worker notices when they are replaced."""
     device: str
+    memory: int = 1 << 30
+    """Bytes that what is read of checkpoints, and what is computed of it, may take about."""
     align: bool = False
     """Also compare neighbours that are stored in other types or ranks: widened, and padded with zeros."""
     spectra: bool = False
@@ -82,56 +87,89 @@ References = dict[tuple[str, int | None, int | None], WeightRef | Unresolved]
 
 
 @dataclass(frozen=True, slots=True)
-class _Loaded:
-    """One checkpoint in memory."""
+class _Opened:
+    """One checkpoint whose header was read."""
 
     index: int
     """Position in the unit."""
     checkpoint: Checkpoint
-    infos: Mapping[str, TensorInfo]
+    file: Tensors
     layout: AdapterLayout
-    tensors: dict[str, dict[str, torch.Tensor]]
-    """Module to role to tensor."""
-    scales: dict[str, float | None]
     settings: Settings
-    metadata: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
-    """One module of one loaded checkpoint."""
+class _Group:
+    """One module at neighbouring checkpoints whose tensors for it can be stacked."""
 
-    loaded: _Loaded
+    entries: list[_Opened]
     module: AdapterModule
+    """As the first of them has it."""
 
     @property
-    def tensors(self) -> dict[str, torch.Tensor]:
-        return self.loaded.tensors[self.module.name]
+    def bytes(self) -> int:
+        infos = self.entries[0].file.infos
+        return len(self.entries) * sum(8 * math.prod(infos[key].shape) for key in self.module.keys.values())
 
-    def signature(self, align: bool) -> tuple[Any, ...]:
-        """What must be equal for entries to be stacked."""
-        tensors = sorted(self.tensors.items())
-        layout = self.module.layout
-        if align:
-            return self.module.kind, layout.rows, layout.columns, tuple((role, t.dim()) for role, t in tensors)
-        return self.module.kind, layout, tuple((role, t.shape, t.dtype) for role, t in tensors)
+    @property
+    def stretch(self) -> tuple[int, int]:
+        """The first and the last checkpoint."""
+        return self.entries[0].index, self.entries[-1].index
+
+    @property
+    def same_names(self) -> bool:
+        """Whether its tensors are called the same in all checkpoints."""
+        layouts = {id(entry.layout): entry.layout for entry in self.entries}.values()
+        return all(layout.modules[self.module.name].keys == self.module.keys for layout in layouts)
+
+    def read_one_by_one(self, role: str) -> list[torch.Tensor]:
+        """The tensors of one role where names differ."""
+        found = []
+        for entry in self.entries:
+            try:
+                found.append(entry.file.read(entry.layout.modules[self.module.name].keys[role]))
+            except CheckpointError as error:
+                raise UnreadableError(entry.index, error) from error
+        return found
+
+
+_Tensors = list[torch.Tensor] | torch.Tensor
+"""Of several checkpoints: stacked if they could be."""
 
 
 def measure_unit(unit: Unit, advance: Callable[[float], None] | None = None) -> UnitResult:
     """Measure all modules of a unit; `advance` is told of progress, in checkpoints."""
+    keep_freed_memory()
+    broken: dict[int, Skipped] = {}
+    while True:
+        try:
+            return _measure(unit, broken, advance)
+        except UnreadableError as failure:  # inside the data: as if it had not been there from the start
+            broken[failure.index] = Skipped.because(unit.checkpoints[failure.index].path, failure.error)
+
+
+def _measure(unit: Unit, broken: Mapping[int, Skipped], advance: Callable[[float], None] | None) -> UnitResult:
+    """All modules of all checkpoints but the broken ones.
+
+    Raises:
+        UnreadableError: another one is broken; its position is that in the unit.
+    """
     result = UnitResult({column.name: [] for column in (*MODULE_COLUMNS, *(metric.column for metric in METRICS))})
-    loaded: list[_Loaded] = []
+    opened: list[_Opened] = []
     for index in range(len(unit.checkpoints)):
-        if (entry := _load(unit, index, result, loaded[-1] if loaded else None)) is not None:
-            loaded.append(entry)
-    modules = {name: module for entry in loaded for name, module in entry.layout.modules.items()}
+        if index in broken:
+            result.skipped.append(broken[index])
+        elif (entry := _open(unit, index, result, opened[-1] if opened else None)) is not None:
+            opened.append(entry)
+    groups = _groups(opened, unit.align)
     base = _open_base(unit.base, unit.base_fingerprint) if unit.base else None
-    references = _references(base, loaded) if base else {}
-    share = (len(unit.checkpoints) - unit.lead) / max(len(modules), 1)
-    with full_precision():
-        for name in modules:
-            for group in _groups(name, loaded, unit.align):
-                layout = group[0].module.layout
+    references = _references(base, opened) if base else {}
+    share = (len(unit.checkpoints) - unit.lead) / max(len(groups), 1)
+    batches = _batches(groups, unit.memory // _BATCHES)
+    with full_precision(), closing(ahead((batch, _read(batch)) for batch in batches)) as ready:
+        for batch, tensors in ready:
+            for group, stacked in zip(batch, tensors, strict=True):
+                layout, name = group.module.layout, group.module.name
                 found = references.get((name, layout.rows, layout.columns))
                 if isinstance(found, Unresolved):
                     result.notices.unresolved[name] = found.reason
@@ -139,119 +177,150 @@ def measure_unit(unit: Unit, advance: Callable[[float], None] | None = None) -> 
                 if ref is not None:
                     result.refs[name] = ref
                 try:
-                    _measure_group(unit, group, base, ref, partial(_below, base, group[0], references), result)
+                    _measure_group(unit, group, stacked, base, ref, references, result)
                 except CheckpointError as error:
                     result.notices.unread[name] = error.message
-            if advance is not None:
-                advance(share)
+                if advance is not None:
+                    advance(share)
     return result
 
 
-def _references(base: BaseModel, loaded: list[_Loaded]) -> References:
+def _batches(groups: list[_Group], limit: int) -> Iterator[list[_Group]]:
+    """Groups whose tensors together stay below the limit, in order; a larger one alone."""
+    batch: list[_Group] = []
+    held = 0
+    for group in groups:
+        if batch and held + group.bytes > limit:
+            yield batch
+            batch, held = [], 0
+        batch.append(group)
+        held += group.bytes
+    if batch:
+        yield batch
+
+
+def _read(batch: list[_Group]) -> list[dict[str, _Tensors]]:
+    """The tensors of every group by role; what several of them share is read once."""
+    wanted: dict[tuple[int, int], dict[str, None]] = {}
+    for group in batch:
+        if group.same_names:
+            wanted.setdefault(group.stretch, {}).update(dict.fromkeys(group.module.keys.values()))
+    entries = {group.stretch: group.entries for group in batch}
+    found = {stretch: _read_stretch(entries[stretch], names) for stretch, names in wanted.items()}
+    return [
+        {role: found[group.stretch][key] for role, key in group.module.keys.items()}
+        if group.same_names
+        else {role: group.read_one_by_one(role) for role in group.module.keys}
+        for group in batch
+    ]
+
+
+def _read_stretch(entries: list[_Opened], names: Iterable[str]) -> dict[str, _Tensors]:
+    try:
+        return read_together([entry.file for entry in entries], names)
+    except UnreadableError as failure:
+        raise UnreadableError(entries[failure.index].index, failure.error) from failure
+
+
+def _references(base: BaseModel, opened: list[_Opened]) -> References:
     """The weight below every module in every shape that it has: two trainings may share a folder."""
     found: References = {}
-    for entry in loaded:
+    for entry in opened:
         modules = entry.layout.modules
         shapes = {name: (module.layout.rows, module.layout.columns) for name, module in modules.items()}
         new = {name: shape for name, shape in shapes.items() if (name, *shape) not in found}
         if new:
-            refs = base.resolve(new, entry.metadata)
+            refs = base.resolve(new, entry.file.metadata)
             found.update({(name, *shapes[name]): ref for name, ref in refs.items()})
     return found
 
 
-def _below(base: BaseModel | None, entry: _Entry, references: References) -> dict[str, Layer | None]:
-    """All modules of the entry's kind in its checkpoint, and the layers that the base has for them."""
+def _below(base: BaseModel | None, group: _Group, references: References) -> dict[str, Layer | None]:
+    """All modules of the group's kind in its first checkpoint, and the layers that the base has for them."""
     found: dict[str, Layer | None] = {}
-    for name, module in entry.loaded.layout.modules.items():
-        if module.kind == entry.module.kind:
+    for name, module in group.entries[0].layout.modules.items():
+        if module.kind == group.module.kind:
             ref = references.get((name, module.layout.rows, module.layout.columns))
             found[name] = _layer(base, ref) if base and isinstance(ref, WeightRef) else None
     return found
 
 
-def _load(unit: Unit, index: int, result: UnitResult, before: _Loaded | None) -> _Loaded | None:
+def _open(unit: Unit, index: int, result: UnitResult, before: _Opened | None) -> _Opened | None:
     """One checkpoint; its layout is that of the one before where the headers are equal, as in nearly all runs."""
     checkpoint = unit.checkpoints[index]
     try:
         file = open_tensors(checkpoint.path)
         settings = read_settings(checkpoint.config, file.metadata)
-        if before is not None and before.infos == file.infos and before.settings.told() == settings.told():
+        if before is not None and before.file.infos == file.infos and before.settings.told() == settings.told():
             layout = before.layout
         else:
             layout = read_layout(file.infos, settings)
         if not layout.modules and not layout.unread:
             raise CheckpointError("no adapter in it: none of its tensors is one that an adapter writes")
-        owners: dict[str, list[tuple[str, str]]] = {}
-        for name, module in layout.modules.items():
-            for role, key in module.keys.items():
-                owners.setdefault(key, []).append((name, role))
-            if unit.biases and module.bias:
-                owners.setdefault(module.bias, []).append((name, _SAVED_BIAS))
-        tensors: dict[str, dict[str, torch.Tensor]] = {name: {} for name in layout.modules}
-        for key in file.infos:  # in the file's own order: one pass over the disk
-            if key in owners:
-                read = file.read(key)
-                for name, role in owners[key]:
-                    tensors[name][role] = read
     except CheckpointError as error:
         result.skipped.append(Skipped.because(checkpoint.path, error))
         return None
-    sizes: dict[str, int] = {}
-    for info in file.infos.values():
-        sizes[info.dtype] = sizes.get(info.dtype, 0) + math.prod(info.shape)
     if index >= unit.lead:
+        sizes: dict[str, int] = {}
+        for info in file.infos.values():
+            sizes[info.dtype] = sizes.get(info.dtype, 0) + math.prod(info.shape)
         result.layouts[checkpoint.name] = layout
         result.dtypes[checkpoint.name] = max(sizes, key=lambda dtype: sizes[dtype], default="")
     notices = result.notices
     notices.unread.update({name: entry.reason for name, entry in layout.unread.items()})
     # peft stores a copy of a frozen embedding with an adapter on it: no trained weight
     notices.full_weights.update({name: None for name in layout.foreign if not name.endswith(".base_layer.weight")})
-    scales: dict[str, float | None] = {}
-    for name, module in layout.modules.items():
-        config = settings.of(name)
-        kind = KINDS[module.kind]
-        values = {role: t.item() for role, t in tensors[name].items() if role in kind.scalars and t.numel() == 1}
-        told = kind.scale(values, config, name, module.layout.rank)
-        scales[name] = checkpoint.scale if told is None else told
-        if config.initialisation and not kind.corrected:
-            notices.initialisations[config.initialisation] = None
-        if scales[name] is None and kind.scaled:
-            notices.scale_unknown[name] = None
-    return _Loaded(index, checkpoint, file.infos, layout, tensors, scales, settings, file.metadata)
+    return _Opened(index, checkpoint, file, layout, settings)
 
 
-def _groups(name: str, loaded: list[_Loaded], align: bool) -> Iterator[list[_Entry]]:
-    """Stretches of neighbouring checkpoints whose tensors for a module can be stacked."""
-    entries = [_Entry(entry, entry.layout.modules[name]) for entry in loaded if name in entry.layout.modules]
-    numbered = enumerate(entries)
-    for _, group in groupby(numbered, key=lambda pair: (pair[1].loaded.index - pair[0], pair[1].signature(align))):
-        yield [entry for _, entry in group]
+def _groups(opened: list[_Opened], align: bool) -> list[_Group]:
+    """Every module at stretches of neighbouring checkpoints whose tensors for it can be stacked."""
+    alike = [list(run) for _, run in groupby(opened, key=lambda entry: id(entry.layout))]
+    found = []
+    for name in dict.fromkeys(name for run in alike for name in run[0].layout.modules):
+        runs = [run for run in alike if name in run[0].layout.modules]
+        for _, same in groupby(runs, key=lambda run: _signature(run[0], name, align)):
+            entries = [entry for run in same for entry in run]
+            for _, near in groupby(enumerate(entries), key=lambda pair: pair[1].index - pair[0]):
+                stretch = [entry for _, entry in near]
+                found.append(_Group(stretch, stretch[0].layout.modules[name]))
+    return found
+
+
+def _signature(entry: _Opened, name: str, align: bool) -> tuple[Any, ...]:
+    """What must be equal for entries to be stacked."""
+    module, infos = entry.layout.modules[name], entry.file.infos
+    tensors = [(role, key, infos[key]) for role, key in sorted(module.keys.items())]
+    if align:
+        layout = module.layout
+        return module.kind, layout.rows, layout.columns, tuple((role, len(info.shape)) for role, _, info in tensors)
+    return module.kind, module.layout, tuple((role, info.shape, info.dtype) for role, _, info in tensors)
 
 
 def _measure_group(
     unit: Unit,
-    group: list[_Entry],
+    group: _Group,
+    tensors: dict[str, _Tensors],
     base: BaseModel | None,
     ref: WeightRef | None,
-    layers: Callable[[], dict[str, Layer | None]],
+    references: References,
     result: UnitResult,
 ) -> None:
-    lead = int(unit.lead and group[0].loaded.index == 0)
-    if len(group) == lead:
+    entries, module = group.entries, group.module
+    lead = int(unit.lead and entries[0].index == 0)
+    if len(entries) == lead:
         return
-    first = group[0].module
-    kind = KINDS[first.kind]
-    stacked = {role: _stack([entry.tensors[role] for entry in group]) for role in first.keys}
-    scales = [entry.loaded.scales[first.name] for entry in group]
+    kind = KINDS[module.kind]
+    stacked = {role: _stack(tensor) for role, tensor in tensors.items()}
+    scales = _scales(group, stacked, result.notices)
     stack = Stack(
-        module=first.name,
-        layout=first.layout,
+        module=module.name,
+        layout=module.layout,
         tensors={role: tensor for role, tensor in stacked.items() if role not in kind.scalars | kind.aside},
         scale=torch.tensor([1.0 if value is None else value for value in scales], dtype=torch.float64),
         lead=lead,
-        config=group[0].loaded.settings.of(first.name),
-        layers=layers,
+        config=entries[0].settings.of(module.name),
+        layers=partial(_below, base, group, references),
         bias=lambda: None if base is None or ref is None else base.bias(ref),
         aside={role: widened(tensor) for role, tensor in stacked.items() if role in kind.aside},
     )
@@ -263,39 +332,62 @@ def _measure_group(
     if stack.aside:
         moments = replace(moments, nonfinite=moments.nonfinite + count_nonfinite(*stack.aside.values())[lead:])
     if unit.biases:
-        saved = group[-1].tensors.get(_SAVED_BIAS)
+        last = entries[-1]
+        key = last.layout.modules[module.name].bias
         with fitting():
-            changed = kind.bias_change(stack, weight) if saved is None else less_bias(widened(saved)[None], stack)
+            if key is None:
+                changed = kind.bias_change(stack, weight)
+            else:
+                changed = less_bias(widened(last.file.read(key))[None], stack)
         if changed is not None:
-            result.bias_norms[first.name] = float(changed[-1].norm())
-    count = len(group) - lead
+            result.bias_norms[module.name] = float(changed[-1].norm())
+    count = len(entries) - lead
     for metric in METRICS:
         known = metric.needs <= moments.known
         result.rows[metric.column.name].extend(metric.compute(moments).tolist() if known else [None] * count)
-    rows, columns = (weight.rows, weight.columns) if weight else (first.layout.rows, first.layout.columns)
+    rows, columns = (weight.rows, weight.columns) if weight else (module.layout.rows, module.layout.columns)
     same = {
         "run": unit.run,
-        "component": first.component,
-        "module": first.name,
+        "component": module.component,
+        "module": module.name,
         "tensor": ref.label() if ref else None,
-        "block": first.block,
-        "role": first.role,
-        "adapter": first.kind,
-        "rank": first.layout.rank,
+        "block": module.block,
+        "role": module.role,
+        "adapter": module.kind,
+        "rank": module.layout.rank,
         "rows": rows,
         "columns": columns,
     }
     for column, value in same.items():
         result.rows[column].extend([value] * count)
-    for entry, known_scale in zip(group[lead:], scales[lead:], strict=True):
-        result.rows["step"].append(entry.loaded.checkpoint.step)
-        result.rows["epoch"].append(entry.loaded.checkpoint.epoch)
-        result.rows["checkpoint"].append(entry.loaded.checkpoint.name)
+    for entry, known_scale in zip(entries[lead:], scales[lead:], strict=True):
+        result.rows["step"].append(entry.checkpoint.step)
+        result.rows["epoch"].append(entry.checkpoint.epoch)
+        result.rows["checkpoint"].append(entry.checkpoint.name)
         result.rows["scale"].append(known_scale if kind.scaled else None)
 
 
-def _stack(tensors: list[torch.Tensor]) -> torch.Tensor:
+def _scales(group: _Group, tensors: Mapping[str, torch.Tensor], notices: Notices) -> list[float | None]:
+    """The multiplier at every checkpoint, None where it is unknown."""
+    name, kind = group.module.name, KINDS[group.module.kind]
+    numbers = {role: t.flatten().tolist() for role, t in tensors.items() if role in kind.scalars and t[0].numel() == 1}
+    scales = []
+    for place, entry in enumerate(group.entries):
+        config = entry.settings.of(name)
+        values = {role: column[place] for role, column in numbers.items()}
+        told = kind.scale(values, config, name, entry.layout.modules[name].layout.rank)
+        scales.append(entry.checkpoint.scale if told is None else told)
+        if config.initialisation and not kind.corrected:
+            notices.initialisations[config.initialisation] = None
+        if scales[-1] is None and kind.scaled:
+            notices.scale_unknown[name] = None
+    return scales
+
+
+def _stack(tensors: _Tensors) -> torch.Tensor:
     """Tensors on a new first axis; where types or sizes differ (`Unit.align`), in the widest, zeros at the ends."""
+    if isinstance(tensors, torch.Tensor):
+        return tensors
     if len({(t.shape, t.dtype) for t in tensors}) == 1:
         return torch.stack(tensors)
     shape = [max(sizes) for sizes in zip(*(t.shape for t in tensors), strict=True)]

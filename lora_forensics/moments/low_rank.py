@@ -6,7 +6,7 @@ and no rows x columns matrix is formed for a change.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -39,6 +39,9 @@ from lora_forensics.moments.interface import (
     Weight,
     unknown,
 )
+from lora_forensics.stacking import ahead
+
+_ROW_NORMS = "squared row norms"
 
 
 class LowRankChange:
@@ -158,18 +161,23 @@ class LowRankChange:
         w2 = torch.full((rows,), torch.nan, dtype=torch.float64, device=wide)
         dot = torch.full_like(d2, torch.nan)
         terms2 = torch.full((count,), torch.nan if weight is None else 0.0, dtype=torch.float64, device=wide)
-        for start, stop in blocks(rows, 16 * columns + 4 * count * rank):
-            if weight is not None:
-                frozen = widened(weight.read(start, stop)).to(wide)
-                w2[start:stop] = torch.linalg.vector_norm(frozen, dim=1, dtype=torch.float64).square()
+        known = None if weight is None else weight.memo.get(_ROW_NORMS)
+        w2 = torch.full((rows,), torch.nan, dtype=torch.float64, device=wide) if known is None else known[0].to(wide)
+        for start, stop, stored in _weight_rows(weight, rows, 5 * columns + 4 * count * rank):
+            if stored is not None:
+                frozen = widened(stored).to(wide)
+                if known is None:
+                    w2[start:stop] = torch.linalg.vector_norm(frozen, dim=1, dtype=torch.float64).square()
                 found = product(frozen, factors).to(wide).view(stop - start, count, rank).transpose(0, 1)
             for first, last in blocks(count, 64 * (stop - start) * rank):  # what is worked on stays in the cache
                 block = up[first:last, start:stop].double()
                 d2[first:last, start:stop] = (block @ gram[first:last]).mul_(block).sum(dim=-1)
-                if weight is not None:
+                if stored is not None:
                     terms = found[first:last].double().mul_(block)
                     dot[first:last, start:stop] = terms.sum(dim=-1)
                     terms2[first:last] += self._squares(terms)
+        if weight is not None:
+            weight.memo[_ROW_NORMS] = (w2.cpu(),)
         return w2, dot, d2, terms2
 
     def _squares(self, terms: Tensor) -> Tensor:
@@ -188,6 +196,13 @@ class LowRankChange:
         norm2 = (gram_up * gram_down).sum(dim=(-2, -1)) * scale.square()
         previous[1:] = norm2[:-1]
         return inner, previous
+
+
+def _weight_rows(weight: Weight | None, rows: int, bytes_each: int) -> Iterator[tuple[int, int, Tensor | None]]:
+    """Start and stop of blocks, and the stored rows; the next ones are read while one is worked on."""
+    spans = list(blocks(rows, bytes_each))
+    read = ((start, stop, None if weight is None else weight.read(start, stop)) for start, stop in spans)
+    return iter(ahead(read)) if weight is not None and len(spans) > 1 else read
 
 
 class WeightedLowRankChange:

@@ -4,17 +4,52 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+import click
 
 from lora_forensics.measure import Progress
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
+    from lora_forensics.estimate import Estimate
 
-class _BarProgress(Progress):
+
+_LONG = 60
+"""Seconds from which on a scan is long."""
+
+
+class _Lines(Progress):
+    """Says before a long piece of work what it will take; all that a log gets."""
+
+    def expect(self, run: str, estimate: Callable[[], Estimate]) -> None:
+        """One line, if it is long."""
+        from lora_forensics.errors import LoraForensicsError
+        from lora_forensics.reports.text import count, plain
+
+        try:
+            found = estimate()
+        except LoraForensicsError:  # told where the file is measured
+            return
+        if found.seconds >= _LONG:
+            minutes = (
+                count(round(found.seconds / 60), "minute") if found.seconds < 5400 else f"{found.seconds / 3600:.0f} h"
+            )
+            self.say(
+                f"{plain(run)}: about {minutes} and {found.memory / 1e9:.1f} GB of memory for "
+                f"{count(found.modules, 'module')} at {count(found.checkpoints, 'checkpoint')} "
+                f"({found.to_read / 1e9:.1f} GB to read)"
+            )
+
+    def say(self, line: str) -> None:
+        """Print it."""
+        click.echo(line, err=True)
+
+
+class _BarProgress(_Lines):
     """Draws on a rich progress bar."""
 
     def __init__(self, bar: Bar) -> None:
@@ -36,12 +71,16 @@ class _BarProgress(Progress):
         """Move the bar."""
         self._bar.advance(self._task, checkpoints)
 
+    def say(self, line: str) -> None:
+        """Print it above the bar."""
+        self._bar.console.print(line, markup=False, highlight=False)
+
 
 @contextmanager
 def console_progress(enabled: bool) -> Iterator[Progress]:
-    """A progress bar on stderr, if that is a terminal."""
+    """A progress bar on stderr, if that is a terminal; else lines of what takes long."""
     if not enabled or not sys.stderr.isatty():
-        yield Progress()
+        yield _Lines() if enabled else Progress()
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn

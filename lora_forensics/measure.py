@@ -21,6 +21,7 @@ from lora_forensics.records import SCHEMA, BaseModelSummary, Finding, Run, RunNo
 from lora_forensics.tables import LAYER_COLUMNS, Measured, Tables
 
 if TYPE_CHECKING:
+    from lora_forensics.estimate import Estimate
     from lora_forensics.units import Unit, UnitResult
 
 DEFAULT_MEMORY = 1 << 30
@@ -31,6 +32,8 @@ _SMALLEST_BLOCK, _LARGEST_BLOCK = 64 << 20, 8 << 30
 which it is cut for one, so that a scan that is killed loses minutes at most."""
 _TOGETHER = 50
 """So many checkpoints make the products wide enough; more of them only take memory (docs/performance.md)."""
+_LARGE = 256 << 20
+"""Bytes of checkpoints from which on it is told how long a run will take."""
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?|mps")
 
@@ -43,6 +46,9 @@ class Progress:
 
     def advance(self, checkpoints: float) -> None:
         """So many more are done."""
+
+    def expect(self, run: str, estimate: Callable[[], Estimate]) -> None:
+        """A run of some size begins; the estimate takes a moment to make."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +173,17 @@ class Measuring:
         """The units of work, in order."""
         if self._units:
             self._options.progress.begin(self._run.name, len(self._fresh))
+            if sum(self._run.checkpoints[index].size for index in self._fresh) > _LARGE:
+                self._options.progress.expect(self._run.name, self._estimate)
         yield from self._units
+
+    def _estimate(self) -> Estimate:
+        from lora_forensics.estimate import estimate
+
+        options = self._options
+        device = "cpu" if options.engine == "ray" else resolve_device(options.device)  # the cluster's are not known
+        checkpoints = [self._run.checkpoints[index] for index in self._fresh]
+        return estimate(checkpoints, _TOGETHER, options.memory, device, base=self._frozen is not None)
 
     def add(self, unit: Unit, result: UnitResult) -> None:
         """Take in the result of a unit; rows stand in the order of the units, whenever they come."""

@@ -197,20 +197,20 @@ class SafetensorsFile:
     def read(self, name: str) -> torch.Tensor:
         """The whole tensor, on the CPU, in its stored type."""
         try:
-            handle, shape = self._open(), self._header.infos[name].shape
+            shape = self._header.infos[name].shape
             rows = self._rows(name, 0, shape[0] if shape else 1)
-            return handle.get_tensor(name) if rows is None else rows.reshape(shape)
+            return self._open().get_tensor(name) if rows is None else rows.reshape(shape)
         except Exception as error:
             raise CheckpointError(f"{self.path}: tensor {name!r} cannot be read: {error}") from error
 
     def read_slice(self, name: str, axis: int, start: int, stop: int) -> torch.Tensor:
         """Entries [start, stop) along `axis` (0 or 1)."""
         try:
-            handle, length = self._open(), self._header.infos[name].shape[0]
+            length = self._header.infos[name].shape[0]
             rows = self._rows(name, start, min(stop, length)) if axis == 0 and 0 <= start < stop else None
             if rows is not None:
                 return rows
-            view = handle.get_slice(name)
+            view = self._open().get_slice(name)
             return view[start:stop] if axis == 0 else view[:, start:stop]  # type: ignore[no-any-return]
         except Exception as error:
             raise CheckpointError(f"{self.path}: tensor {name!r} cannot be read: {error}") from error

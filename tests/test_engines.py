@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 from factories import library
 from wholes import REPOSITORY, contents
 
+from lora_forensics import measure
 from lora_forensics.cli import main
 from lora_forensics.discovery import discover_runs
 from lora_forensics.engines import ENGINES, Engine, EngineSettings
@@ -154,7 +155,7 @@ def test_all_engines_write_the_same_bytes(tiny: Path, tmp_path: Path, cluster: s
         assert written[name] == written["serial"], name
 
 
-def test_a_run_of_its_own_on_two_processes(tiny: Path) -> None:
+def test_a_run_of_its_own_on_two_processes(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`measure_run` takes an engine too, and its progress is complete."""
 
     class Counting(Progress):
@@ -170,9 +171,9 @@ def test_a_run_of_its_own_on_two_processes(tiny: Path) -> None:
 
     run = next(found for found in discover_runs(tiny) if isinstance(found, Run))
     progress = Counting()
-    options = MeasureOptions(engine="processes", workers=2, memory=3 * run.checkpoints[0].size, progress=progress)
-    measured = measure_run(run, options=options)
-    assert measured.layers.equals(measure_run(run, options=MeasureOptions(memory=options.memory)).layers)
+    monkeypatch.setattr(measure, "_TOGETHER", 3)
+    measured = measure_run(run, options=MeasureOptions(engine="processes", workers=2, progress=progress))
+    assert measured.layers.equals(measure_run(run).layers)
     assert progress.done == pytest.approx(progress.total) == 8
 
 

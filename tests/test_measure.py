@@ -28,9 +28,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import lora_forensics as lf
+from lora_forensics import measure
 from lora_forensics.measure import MeasureOptions, Progress, measure_run, unmeasured
 from lora_forensics.records import Run
 from lora_forensics.tables import LAYER_COLUMNS, Measured
+from lora_forensics.tensors import SafetensorsFile
 
 KOHYA = Path(__file__).parent / "data" / "kohya"
 
@@ -137,11 +139,11 @@ def test_every_column_of_the_contract_is_filled(tmp_path: Path) -> None:
     assert layers.filter(pl.col("step") > 10)["rotation"].is_finite().all()
 
 
-def test_movement_is_that_of_the_dense_changes(tmp_path: Path) -> None:
+def test_movement_is_that_of_the_dense_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Step size and rotation compare with the checkpoint before, also across units of work."""
+    monkeypatch.setattr(measure, "_TOGETHER", 1)
     written = peft_run(tmp_path, steps=range(10, 70, 10))
-    options = MeasureOptions(memory=1)  # a unit for every checkpoint
-    layers = measure_run(discover(written.path), written.base, options=options).layers
+    layers = measure_run(discover(written.path), written.base).layers
     for index, step in enumerate(written.steps[1:], start=1):
         for name, delta in written.deltas[index].items():
             row = layers.filter((pl.col("step") == step) & (pl.col("module") == f"base_model.model.{strip(name)}"))
@@ -151,12 +153,43 @@ def test_movement_is_that_of_the_dense_changes(tmp_path: Path) -> None:
             assert row["rotation"][0] == pytest.approx(1 - float(cosine), rel=1e-5, abs=1e-12)
 
 
-def test_memory_changes_no_number(tmp_path: Path) -> None:
-    """One unit of work or one for each checkpoint: the same table."""
+@pytest.mark.parametrize("together", [1, 3])
+def test_what_is_measured_together_changes_no_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    """One unit of work and batches of many modules, or units of few checkpoints and a batch each: the same table."""
     run = discover(peft_run(tmp_path).path)
     whole = measure_run(run, tmp_path / "base").layers
+    monkeypatch.setattr(measure, "_TOGETHER", together)
     parts = measure_run(run, tmp_path / "base", options=MeasureOptions(memory=1)).layers
-    assert_frame_equal(whole, parts, abs_tol=1e-12, rel_tol=1e-9)
+    order = ["step", "module"]
+    assert_frame_equal(whole.sort(order), parts.sort(order), abs_tol=1e-12, rel_tol=1e-9)
+
+
+def test_a_file_that_cannot_be_read_inside_is_left_out_as_if_it_were_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The header is whole and a tensor is not, found in the middle of the work."""
+    written = peft_run(tmp_path, steps=range(10, 70, 10))
+    run = discover(written.path)
+    broken = run.checkpoints[2].path
+    plain = SafetensorsFile._fill
+
+    def fill(self: SafetensorsFile, parts: Any) -> None:
+        if self.path == broken and any("layers.1" in name for name in self.infos):
+            raise OSError("Input/output error")
+        plain(self, parts)
+
+    monkeypatch.setattr(SafetensorsFile, "_fill", fill)
+    measured = measure_run(run, written.base, options=MeasureOptions(memory=1))
+    (skipped,) = measured.notes.skipped
+    assert skipped.path == broken
+    assert "Input/output error" in skipped.reason
+    rest = replace(run, checkpoints=run.checkpoints[:2] + run.checkpoints[3:])
+    monkeypatch.setattr(SafetensorsFile, "_fill", plain)
+    expected = measure_run(rest, written.base).layers.filter(pl.col("step") != 40)
+    assert_frame_equal(measured.layers.filter(pl.col("step") != 40), expected, abs_tol=1e-12, rel_tol=1e-9)
+    assert measured.layers.filter(pl.col("step") == 40)["rotation"].is_nan().all()
 
 
 def test_single_file_and_diffusers_folder_give_the_same(sample_runs: Path) -> None:

@@ -10,7 +10,7 @@ import polars as pl
 
 from lora_forensics.metrics import METRICS
 from lora_forensics.notices import MEASURING_RULES, Notices
-from lora_forensics.records import BaseModelSummary, Finding, Run, RunNotes, Skipped
+from lora_forensics.records import BaseModelSummary, Checkpoint, Finding, Run, RunNotes, Skipped
 from lora_forensics.series import CHECKPOINT_COLUMNS, MODULE_COLUMNS, schema
 
 LAYER_COLUMNS = (*MODULE_COLUMNS, *(metric.column for metric in METRICS))
@@ -113,6 +113,51 @@ class Tables:
         )
         layers = layers.cast(_SCHEMA)  # an empty mapping gives another type
         return layers.sort("step", pl.col("module").replace_strict(order, return_dtype=pl.Int64), maintain_order=True)
+
+
+def gone(run: Run, known: Measured | None) -> set[str]:
+    """Checkpoints that `prune` deleted and that are not there again."""
+    there = {checkpoint.name for checkpoint in (*run.checkpoints, *run.unplaced) if not checkpoint.pruned}
+    return set(known.notes.pruned) - there if known else set()
+
+
+def only_pruned(known: Measured | None) -> Measured | None:
+    """What cannot be measured again; None if all can be."""
+    if known is None or not known.notes.pruned:
+        return None
+    measured = {name: marks for name, marks in known.notes.measured.items() if name in known.notes.pruned}
+    return replace(known, notes=replace(known.notes, measured=measured))
+
+
+def with_pruned(run: Run, known: Measured | None) -> Run:
+    """The run with the checkpoints that `prune` deleted, whose stored rows are reused like those of unchanged files.
+
+    Only beside a file that is still the one that was measured: another training may have taken the folder since.
+    """
+    pruned = gone(run, known)
+    if known is None or not pruned:
+        return run
+    if not any(known.notes.measured.get(c.name, ("",))[0] == c.fingerprint for c in run.checkpoints):
+        return run
+    taken = {checkpoint.step for checkpoint in run.checkpoints}
+    rows = known.checkpoints.filter(pl.col("checkpoint").is_in(pruned) & ~pl.col("step").is_in(taken))
+    lost = [
+        Checkpoint(
+            path=run.path / row["checkpoint"],
+            name=row["checkpoint"],
+            size=row["bytes"],
+            pruned=True,
+            **{
+                name: row[name]
+                for name in (
+                    "step", "epoch", "learning_rate", "dose", "train_loss", "held_out_loss", "fingerprint", "modified",
+                )
+            },
+        )
+        for row in rows.iter_rows(named=True)
+        if row["fingerprint"]
+    ]  # fmt: skip
+    return replace(run, checkpoints=tuple(sorted((*run.checkpoints, *lost), key=lambda c: c.step or 0)))
 
 
 def checkpoint_table(run: Run, dtypes: dict[str, str], waiting: Collection[str] = ()) -> pl.DataFrame:

@@ -26,7 +26,7 @@ from lora_forensics.records import SCHEMA, Checkpoint, Run, Verdict
 from lora_forensics.reports import to_json
 from lora_forensics.scan import find_run
 from lora_forensics.series import write_text
-from lora_forensics.store import PRUNED, load_measured, stored_name, stored_verdict
+from lora_forensics.store import PRUNED, load_measured, logged, pruned_names, stored_name, stored_verdict
 from lora_forensics.tables import Measured
 from lora_forensics.tensors import TENSOR_FILES
 from lora_forensics.values import read_object
@@ -133,7 +133,8 @@ def plan_pruning(run: Path, scan: ScanOptions, options: PruneOptions) -> Plan:
     left = {checkpoint.name: why for checkpoint in going if (why := _untouchable(found, checkpoint))}
     going = [checkpoint for checkpoint in going if checkpoint.name not in left]
     staying = [c for c in (*found.checkpoints, *found.unplaced) if c not in going]
-    files = [file for checkpoint in going for file in _own_files(found, checkpoint, staying)]
+    files = list(_unfinished(found, scan.out / name))
+    files += [file for checkpoint in going for file in _own_files(found, checkpoint, staying)]
     states = list(_states(found, going, {os.path.realpath(file.path) for file in files}))
     files += states if options.whole_folders else []
     rest = 0 if options.whole_folders else sum(file.size for file in states)
@@ -237,6 +238,20 @@ def _states(run: Run, going: Iterable[Checkpoint], doomed: set[str]) -> Iterator
         yield from (_doomed(path, checkpoint) for path in sorted(states) if _plain(path))
 
 
+def _unfinished(run: Run, folder: Path) -> Iterator[Doomed]:
+    """What an interrupted pruning has left beside adapters that it deleted."""
+    there = {checkpoint.name for checkpoint in (*run.checkpoints, *run.unplaced)}
+    for entry in logged(folder):
+        path, name = run.path / str(entry.get("file")), str(entry.get("checkpoint"))
+        same_folder = path.parent == (run.path / name).parent != run.path and ".." not in path.parts
+        ours = path.name == CONFIG or COMPANIONS.fullmatch(path.name)
+        begun = entry.get("state") in ("planned", "deleting") and name in pruned_names(folder) - there
+        if begun and ours and same_folder and path.exists() and _plain(path):
+            file = _doomed(path, Checkpoint(path, name, entry.get("step")))
+            if file.size == entry.get("bytes"):
+                yield file
+
+
 def _plain(path: Path) -> bool:
     """A file of its own that is not protected: no link, no second name."""
     found = path.lstat()
@@ -300,7 +315,6 @@ class _Log:
     def __init__(self, plan: Plan) -> None:
         self._path = plan.folder / PRUNED
         before = read_object(self._path) or {}
-        earlier = before.get("files")
         self._entries = {
             file.path: {
                 "file": plan.relative(file.path),
@@ -316,7 +330,7 @@ class _Log:
             for file in plan.files
         }
         new = {entry["file"] for entry in self._entries.values()}
-        old = [entry for entry in earlier or () if isinstance(entry, dict) and entry.get("file") not in new]
+        old = [entry for entry in logged(plan.folder) if entry.get("file") not in new]
         self._document = {
             "schema": SCHEMA,
             "run": plan.run.name,

@@ -152,13 +152,18 @@ def stored_name(out: Path, run: Run) -> str | None:
 
 def pruned_names(folder: Path) -> frozenset[str]:
     """Checkpoints of a run that `prune` deleted, by its log; one whose deletion was begun may still be there."""
-    log = read_object(folder / PRUNED) or {}
-    entries = log.get("files")
+    states = ("deleting", "deleted")
     return frozenset(
         str(entry.get("checkpoint"))
-        for entry in (entries if isinstance(entries, list) else ())
-        if isinstance(entry, dict) and entry.get("weights") and entry.get("state") in ("deleting", "deleted")
+        for entry in logged(folder)
+        if entry.get("weights") and entry.get("state") in states
     )
+
+
+def logged(folder: Path) -> list[dict[str, Any]]:
+    """The files in the log of `prune`, each with what became of it."""
+    entries = (read_object(folder / PRUNED) or {}).get("files")
+    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
 
 
 def save_runs(out: Path, verdicts: Iterable[Verdict]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -122,10 +123,12 @@ def gone(run: Run, known: Measured | None) -> set[str]:
 
 
 def only_pruned(known: Measured | None) -> Measured | None:
-    """What cannot be measured again; None if all can be."""
+    """What cannot be measured again: deleted checkpoints, and what is compared with them; None if all can be."""
     if known is None or not known.notes.pruned:
         return None
-    measured = {name: marks for name, marks in known.notes.measured.items() if name in known.notes.pruned}
+    marks = known.notes.measured
+    lost = {marks[name][0] for name in known.notes.pruned if name in marks}
+    measured = {name: (own, before, dtype) for name, (own, before, dtype) in marks.items() if lost & {own, before}}
     return replace(known, notes=replace(known.notes, measured=measured))
 
 
@@ -137,6 +140,8 @@ def with_pruned(run: Run, known: Measured | None) -> Run:
     pruned = gone(run, known)
     if known is None or not pruned:
         return run
+    folders = {run.path / Path(name).parts[0] for name in pruned}  # what is left there is no unfinished save
+    run = replace(run, skipped=tuple(entry for entry in run.skipped if entry.path not in folders))
     if not any(known.notes.measured.get(c.name, ("",))[0] == c.fingerprint for c in run.checkpoints):
         return run
     taken = {checkpoint.step for checkpoint in run.checkpoints}

@@ -241,8 +241,9 @@ def _rank(part: Part, pairs: Sequence[Factors], fixed: str = "") -> int:
     asked = sum(down.shape[0] for _, down in pairs) if part.rank == "full" else part.rank
     rank = own if asked is None else int(asked)
     if rank != own:
-        if part.config.initialisation.startswith(TAKEN_OUT):
-            fixed = f"it started from {part.config.initialisation}, which takes a part of its rank out of the weight"
+        if part.module.kind == "svd-lora" or part.config.initialisation.startswith(TAKEN_OUT):
+            start = part.config.initialisation or "another adapter"
+            fixed = f"it started from {start}, and a part of its rank was taken out of the weight"
         elif part.module.kind == "dylora":
             fixed = "DyLoRA's scale counts blocks of its rank"
         elif part.scales[-1] is None:

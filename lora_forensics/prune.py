@@ -288,25 +288,38 @@ def delete(plan: Plan) -> Pruned:
     log = _Log(plan)
     deleted: list[str] = []
     failed: dict[str, str] = {}
-    freed = 0
+    kept: set[str] = set()
     for place, file in enumerate(plan.files):
         name = plan.relative(file.path)
+        folder = Path(file.checkpoint.name).parts[0]
         try:
-            log.note(file, "deleting", sha256=_sha256_of_unchanged(file))
-            file.path.unlink()
-            deleted.append(name)
-            freed += file.size
-            log.note(file, "deleted")
+            reason = "its adapter is still there" if folder in kept and not file.weights else _deleted(file, log)
+            if not reason:
+                deleted.append(name)
+                log.note(file, "deleted")
+                continue
+            failed[name] = reason
+            kept.add(folder)
+            log.note(file, "failed", reason=reason)
         except SeriesError as error:  # without a log nothing more is deleted
             rest = (plan.relative(other.path) for other in plan.files[place:])
             failed |= {name: error.message for name in rest if name not in deleted}
             break
-        except (OSError, CheckpointError) as error:
-            reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-            failed[name] = reason
-            log.note(file, "failed", reason=reason)
     _remove_empty(plan)
+    freed = sum(file.size for file in plan.files if plan.relative(file.path) in deleted)
     return Pruned(tuple(deleted), freed, failed)
+
+
+def _deleted(file: Doomed, log: _Log) -> str:
+    """Why a file could not be deleted; '' if it is gone."""
+    try:
+        log.note(file, "deleting", sha256=_sha256_of_unchanged(file))
+        file.path.unlink()
+    except CheckpointError as error:
+        return error.message
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 class _Log:

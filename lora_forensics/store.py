@@ -89,7 +89,8 @@ def load_measured(folder: Path) -> Measured | None:
     """What an earlier scan measured of a run; None if there is nothing usable."""
     try:
         notes = RunNotes.from_dict(json.loads(read_notes(folder / "layers.parquet")[_NOTES]))
-        notes = replace(notes, pruned=tuple(sorted(pruned_names(folder))))
+        deleted = [name for name in pruned_names(folder) if not (Path(notes.path or "") / name).exists()]
+        notes = replace(notes, pruned=tuple(sorted(deleted)))
         return Measured(read_table(folder / "layers.parquet"), read_table(folder / "checkpoints.parquet"), notes)
     except (SeriesError, KeyError, ValueError, TypeError):
         return None

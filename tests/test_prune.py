@@ -13,7 +13,6 @@ import pytest
 from cli_runs import checkpoint, project
 from click.testing import CliRunner, Result
 from factories import kohya_base, kohya_run, touch_later
-
 from polars.testing import assert_frame_equal
 
 from lora_forensics import discover_runs, prune
@@ -247,6 +246,7 @@ def test_one_failure_does_not_stop_the_rest(run: Path, tmp_path: Path, monkeypat
     log = json.loads((tmp_path / "out" / "run" / "pruned.json").read_text())["files"]
     states = {entry["file"]: entry["state"] for entry in log if entry["weights"]}
     assert states.pop("checkpoint-20/adapter_model.safetensors") == "failed"
+    assert (run / "checkpoint-20" / "adapter_config.json").exists()
     assert set(states.values()) == {"deleted"}
 
 
@@ -255,7 +255,10 @@ def test_a_file_that_changes_after_the_plan_is_left(run: Path, tmp_path: Path) -
     plan = plan_pruning(run, ScanOptions(out=tmp_path / "out"), OLD)
     touch_later(run / "checkpoint-10" / "adapter_model.safetensors")
     done = delete(plan)
-    assert done.failed == {"checkpoint-10/adapter_model.safetensors": "has changed since the plan was made"}
+    assert done.failed == {
+        "checkpoint-10/adapter_model.safetensors": "has changed since the plan was made",
+        "checkpoint-10/adapter_config.json": "its adapter is still there",
+    }
     assert 10 in left(run)
 
 
@@ -395,3 +398,14 @@ def test_a_damaged_plan_is_no_traceback(run: Path, tmp_path: Path) -> None:
     assert "checkpoint-10/adapter_model.safetensors" in delete(plan).failed
     with pytest.raises(CheckpointError):
         prune._sha256_of_unchanged(plan.files[0])
+
+
+def test_what_comes_back_from_a_backup_counts_again(run: Path, tmp_path: Path) -> None:
+    """It may be the one to keep again, and be pruned again."""
+    shutil.copytree(run / "checkpoint-10", tmp_path / "backup")
+    assert pruned(run, "--delete").exit_code == 0
+    shutil.copytree(tmp_path / "backup", run / "checkpoint-10", dirs_exist_ok=True)
+    scan(run.parent, tmp_path / "out")
+    assert 10 in left(run)
+    assert pruned(run, "--delete").exit_code == 0
+    assert 10 not in left(run)

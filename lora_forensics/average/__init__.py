@@ -137,7 +137,7 @@ def average_run(run: Path, scan: ScanOptions, options: AverageOptions) -> Averag
     )
     output = options.output or scan.out / (name or found.name) / _name(choice, options)
     path, config = place_for(choice.checkpoints, output)
-    _check_place(found, scan.out, path, options.force)
+    _check_place(found, scan.out, [path, *([config] if config else [])], options.force)
     before = tuple(Path(file) for file in stored.notes.base_files) if stored else ()
     weight = _Weights(found, root, scan.base, before)
     sources = _open(choice.checkpoints)
@@ -263,19 +263,19 @@ class _Weights:
             raise BaseModelError(f"a mean of DoRA needs the base model: {error.message}", error.hint) from error
 
 
-def _check_place(run: Run, out: Path, path: Path, force: bool) -> None:
+def _check_place(run: Run, out: Path, paths: Sequence[Path], force: bool) -> None:
     """Refuse to overwrite, and to put a file where the next scan would take it for a checkpoint.
 
     Raises:
         UsageError: either.
     """
-    real = Path(os.path.realpath(path))
-    inside = real.is_relative_to(os.path.realpath(run.path)) and not real.is_relative_to(os.path.realpath(out))
-    if inside:
-        hint = "leave --output out, or name a place outside of the run's folder"
-        raise UsageError(f"{path} lies in the run's folder, where it would count as a checkpoint", hint)
-    if path.exists() and not force:
-        raise UsageError(f"{path} is there already", "use --force to overwrite it, or --output for another place")
+    for path in paths:
+        real = Path(os.path.realpath(path))
+        if real.is_relative_to(os.path.realpath(run.path)) and not real.is_relative_to(os.path.realpath(out)):
+            hint = "leave --output out, or name a place outside of the run's folder"
+            raise UsageError(f"{path} lies in the run's folder, where it would count as a checkpoint", hint)
+        if path.exists() and not force:
+            raise UsageError(f"{path} is there already", "use --force to overwrite it, or --output for another place")
 
 
 def _name(choice: Choice, options: AverageOptions) -> str:

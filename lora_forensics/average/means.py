@@ -189,9 +189,9 @@ MEANS: Mapping[str, Callable[[Part], Mean]] = {
     "ssf": linear,
     "trainable-tokens": linear,
 }
-"""Kind to its mean; of the others a mean of changes is no adapter of the same kind."""
+"""Kind to its mean; of most others a mean of changes is no adapter of the same kind."""
 
-NOT_LINEAR = "its change is not linear in what it saves, and a mean of such changes is no adapter of that kind"
+NOT_LINEAR = "there is no exact mean of its changes as an adapter of that kind"
 """Why a kind is missing in `MEANS`."""
 
 

@@ -13,7 +13,17 @@ import pytest
 import torch
 from cli_runs import project
 from click.testing import CliRunner, Result
-from factories import KOHYA_MODULES, kohya_run, library, lora_modules, mlx_run, peft_deltas, peft_run, tiny_llama
+from factories import (
+    KOHYA_MODULES,
+    kohya_base,
+    kohya_run,
+    library,
+    lora_modules,
+    mlx_run,
+    peft_deltas,
+    peft_run,
+    tiny_llama,
+)
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -171,6 +181,56 @@ def test_convolutions_and_tucker_kernels(tmp_path: Path) -> None:
     found = scale * torch.einsum("oa,aikl->oikl", saved["lora_up.weight"][:, :, 0, 0], saved["lora_down.weight"])
     true = sum(changes) / 3
     assert float((found - true).norm() / true.norm()) < 1e-6
+
+
+@pytest.mark.parametrize("columns", [False, True])
+def test_magnitudes_of_lycoris_lie_on_either_axis(tmp_path: Path, columns: bool) -> None:
+    """`dora_scale` is [out, 1] or [1, in]; both against g (W + D) - W written out."""
+    name, axis = next(iter(KOHYA_MODULES)), int(not columns)
+    base = kohya_base(tmp_path / "base")
+    frozen = load_file(base / "unet" / "diffusion_pytorch_model.safetensors")
+    weight = frozen["down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.weight"].double()
+
+    def delta(path: Path) -> torch.Tensor:
+        stored = {key.removeprefix(f"{name}."): tensor.double() for key, tensor in load_file(path).items()}
+        down, up = stored["lora_down.weight"], stored["lora_up.weight"]
+        moved = weight + stored["alpha"] / len(down) * (up @ down)
+        return stored["dora_scale"] * moved / moved.norm(dim=axis, keepdim=True) - weight
+
+    generator = torch.Generator().manual_seed(0)
+    for step in STEPS:
+        tensors = {
+            f"{name}.lora_down.weight": torch.randn(2, 16, generator=generator),
+            f"{name}.lora_up.weight": torch.randn(16, 2, generator=generator),
+            f"{name}.dora_scale": weight.norm(dim=axis, keepdim=True).float() + torch.rand(1, generator=generator),
+            f"{name}.alpha": torch.tensor(1.0),
+        }
+        path = tmp_path / "run" / f"name-step{step:08d}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        save_file(tensors, path, {"ss_steps": str(step)})
+    true = sum(delta(tmp_path / "run" / f"name-step{step:08d}.safetensors") for step in STEPS) / 3
+    done = averaged(tmp_path / "run", tmp_path / "out", base=base, rank="full")
+    assert float((delta(done.path) - true).norm() / true.norm()) < 1e-6
+    near = averaged(tmp_path / "run", tmp_path / "out", base=base)
+    assert near.relative_error == pytest.approx(float((delta(near.path) - true).norm() / true.norm()), rel=1e-5)
+
+
+def test_the_bias_of_a_factor_is_scaled_like_it(tmp_path: Path) -> None:
+    """PEFT's lora_bias, at another rank and scale."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = tiny_llama(attention_bias=True)
+        written = peft_run(tmp_path, model, STEPS, target_modules=["q_proj"], lora_bias=True)
+    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.bias"
+    done = averaged(written.path, tmp_path / "out", rank=5)
+
+    def biases(folder: Path) -> torch.Tensor:
+        config = json.loads((folder / "adapter_config.json").read_text())
+        return config["lora_alpha"] / config["r"] * load_file(folder / "adapter_model.safetensors")[name].double()
+
+    true = sum(biases(written.path / f"checkpoint-{step}") for step in STEPS) / 3
+    assert torch.allclose(biases(done.path.parent), true, rtol=1e-6)
+    assert float(true.norm()) > 0
 
 
 def kohya_deltas(path: Path) -> dict[str, torch.Tensor]:

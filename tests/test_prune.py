@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from cli_runs import checkpoint, project
 from click.testing import CliRunner, Result
-from factories import kohya_base, kohya_run, touch_later
+from factories import kohya_base, kohya_run, touch_later, trained_run
 from polars.testing import assert_frame_equal
 
 from lora_forensics import discover_runs, prune
@@ -409,3 +409,16 @@ def test_what_comes_back_from_a_backup_counts_again(run: Path, tmp_path: Path) -
     assert 10 in left(run)
     assert pruned(run, "--delete").exit_code == 0
     assert 10 not in left(run)
+
+
+def test_folders_of_the_real_trainer_go_whole(tmp_path: Path) -> None:
+    """All that transformers' Trainer writes into a checkpoint is known; without a base, held-out loss is evidence."""
+    trained_run(tmp_path / "run", eval_strategy="steps", eval_steps=2)
+    call("scan", tmp_path / "run", "--out", tmp_path / "out", "--no-plots")
+    result = call(
+        "prune", tmp_path / "run", "--out", tmp_path / "out", "--min-age", "0", "--whole-folders", "--delete", "--json"
+    )
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert told["delete"]
+    assert {path.name for path in tmp_path.glob("run/checkpoint-*")} == {name.split("/")[0] for name in told["keep"]}

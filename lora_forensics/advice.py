@@ -113,6 +113,21 @@ def advice(
     return found
 
 
+def deleted(notes: RunNotes, places: pl.DataFrame) -> list[Finding]:
+    """What `prune` took away: measured rows stay in the series as long as they can be compared with new ones."""
+    known = set(places["checkpoint"]) & set(notes.pruned)
+    lost = len(notes.pruned) - len(known)
+    found = []
+    if known:
+        message = f"{len(known)} checkpoints of the series were deleted by prune; what was measured of them is used"
+        found.append(Finding("pruned", "info", message, "they are never named as the one to keep"))
+    if lost:
+        message = f"{lost} checkpoints that prune deleted cannot be measured again, and are missing in the series"
+        hint = "the verdict from before they were deleted stands in the run's pruned.json"
+        found.append(Finding("pruned", "warning", message, hint))
+    return found
+
+
 def _schedule(places: pl.DataFrame, turning: TurningPoint) -> list[Finding]:
     """A finding if the turning point rests on checkpoints in the warm-up, or behind the decay, of the rate."""
     rates = places["learning_rate"].to_numpy()

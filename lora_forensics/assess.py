@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from lora_forensics.advice import advice, few, health, message_of
+from lora_forensics.advice import advice, deleted, few, health, message_of
 from lora_forensics.detectors import DEFAULT_DETECTOR, DETECTORS, Curve, half_of_path
 from lora_forensics.evidence import agreement, by_group, layer_interval, movement, null_band, window_sweep
 from lora_forensics.records import (
@@ -104,17 +104,21 @@ def assess(
     keep, evidence = _keep(places, _by_weights(similarity.scope, places, status, options), turning, broken)
     if turning is not None and curve is not None:
         evidence |= _describe(similarity, series, curve, turning, options.detector)
+    if keep is not None and keep.checkpoint in notes.pruned:
+        keep = None
     evidence["valleys"] = series.filter(pl.col("valley").is_not_null())["step"].to_list()
     evidence["steps"] = [places["step"][0], places["step"][-1]] if len(places) else None
     evidence["alignment"] = "value j is computed from checkpoints j .. j+3M-2 and belongs to checkpoint j"
     evidence["agreement"] = agreement(series, places, turning.step if turning else None)
     candidates = _candidates(keep, turning, places, similarity.scope, broken)
+    candidates = tuple(candidate for candidate in candidates if candidate.checkpoint not in notes.pruned)
     findings = [
         *notes.findings,
         *health(layers, similarity, notes.step_unit),
         *findings,
         *advice(places, turning, keep, similarity, evidence, notes.step_unit),
         *few(status, places, candidates),
+        *deleted(notes, places),
     ]
     name = str(first_known(layers, "run") or first_known(places, "run") or "run")
     verdict = Verdict(

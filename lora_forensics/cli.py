@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from lora_forensics import __version__
+from lora_forensics.commands import average, prune
 from lora_forensics.errors import LoraForensicsError, UsageError
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Commands(click.Group):
             sys.exit(EXIT_USAGE)
         except LoraForensicsError as error:
             _complain(error.message, error.hint)
-            sys.exit(EXIT_USAGE)
+            sys.exit(error.exit_code)
         except (click.Abort, KeyboardInterrupt):
             _complain(
                 "stopped; files on disk are those of the runs that were finished", "run the same command to go on"
@@ -322,6 +323,10 @@ def metrics(markdown: bool) -> int:
 
     click.echo(columns_markdown() if markdown else columns_text(_width()), nl=False)
     return 0
+
+
+main.add_command(average.average)
+main.add_command(prune.prune)
 
 
 def _scan_options(settings: dict[str, Any], reports: tuple[str, ...], progress: Any, plots: bool = True) -> ScanOptions:

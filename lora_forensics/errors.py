@@ -12,6 +12,9 @@ class LoraForensicsError(Exception):
         self.message = message
         self.hint = hint
 
+    exit_code = 2
+    """Of a command that ends with it."""
+
 
 class UsageError(LoraForensicsError):
     """The command or call was given something that it cannot use."""
@@ -35,3 +38,15 @@ class SeriesError(LoraForensicsError):
 
 class WorkerError(LoraForensicsError):
     """A worker was lost with the work that it had: killed, out of memory, or its machine gone."""
+
+
+class EvidenceError(LoraForensicsError):
+    """What is known of a run is not enough for what was asked."""
+
+    exit_code = 1
+
+
+class UnfinishedError(LoraForensicsError):
+    """A part of what was asked is done, and the rest could not be."""
+
+    exit_code = 3

@@ -18,7 +18,7 @@ from lora_forensics.base_model import BaseModel, check_hash, find_base
 from lora_forensics.engines import ENGINES, Engine, EngineSettings
 from lora_forensics.errors import BaseModelError, LoraForensicsError, UsageError
 from lora_forensics.records import SCHEMA, BaseModelSummary, Finding, Run, RunNotes
-from lora_forensics.tables import LAYER_COLUMNS, Measured, Tables
+from lora_forensics.tables import LAYER_COLUMNS, Measured, Tables, gone
 
 if TYPE_CHECKING:
     from lora_forensics.estimate import Estimate
@@ -151,6 +151,9 @@ class Measuring:
         self._away = known.notes if known and lost else None
         self._measured_with = self._away.measured_with if self._away else _key(self._frozen, options)
         reusable = known if known and known.notes.measured_with == self._measured_with else None
+        self._pruned = gone(run, known)
+        if reusable is None:  # no file is left to measure against what is new
+            run = self._run = replace(run, checkpoints=tuple(c for c in run.checkpoints if not c.pruned))
         self._fresh = unmeasured(run, reusable)
         names = [run.checkpoints[index].name for index in self._fresh]
         self._tables = Tables(run, reusable, set(names))
@@ -209,6 +212,7 @@ class Measuring:
             base_files=away.base_files if away else found,
             base_problem="" if away else self._problem,
             measured_with=self._measured_with,
+            pruned=tuple(sorted(self._pruned)),
         )
         # a base is read through for its hash when all is measured; the finding is kept with the rows
         extra = [check_hash(frozen, run.base)] if frozen and self._fresh and self.done else []
@@ -222,6 +226,8 @@ class Measuring:
 
         run, frozen, options = self._run, self._frozen, self._options
         paths, fingerprint = (tuple(frozen.paths), frozen.fingerprint) if frozen else ((), "")
+        if lead and run.checkpoints[start].pruned:
+            start, lead = start + 1, False
         checkpoints = run.checkpoints[start:stop]
         return Unit(
             run.name, checkpoints, lead, paths, fingerprint, options.device, options.memory, spectra=options.spectra
@@ -245,7 +251,7 @@ def unmeasured(run: Run, known: Measured | None) -> list[int]:
     return [
         index
         for index, checkpoint in enumerate(run.checkpoints)
-        if stored.get(checkpoint.name, ())[:2] != (checkpoint.fingerprint, before[index])
+        if not checkpoint.pruned and stored.get(checkpoint.name, ())[:2] != (checkpoint.fingerprint, before[index])
     ]
 
 

@@ -19,7 +19,7 @@ from lora_forensics.plots import draw_plots
 from lora_forensics.records import Run, Verdict
 from lora_forensics.similarity import AssessOptions
 from lora_forensics.store import assessment_key, load_measured, load_verdict, save_assessment, save_measured
-from lora_forensics.tables import Measured
+from lora_forensics.tables import Measured, only_pruned, with_pruned
 
 if TYPE_CHECKING:
     from lora_forensics.units import Unit, UnitResult
@@ -153,9 +153,11 @@ class _Scan:
         run, root = self._runs[place]
         options = replace(self._options.measure, search_root=root)
         stored = load_measured(self._folder(place))
-        known = None if self._options.rescan else stored
+        known = only_pruned(stored) if self._options.rescan else stored
         try:
-            job = Measuring(run, self._options.base or None, options, known=known, blocks=self._blocks)
+            job = Measuring(
+                with_pruned(run, stored), self._options.base or None, options, known=known, blocks=self._blocks
+            )
         except (UsageError, BaseModelError) as error:
             self._fail(place, error)
             return

@@ -99,6 +99,8 @@ class Checkpoint:
     """Modification time of the file, seconds since 1970."""
     fingerprint: str = ""
     """Changes when the file does: hash of size, modification time and header."""
+    pruned: bool = False
+    """`prune` deleted the file; what was measured of it stays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +232,8 @@ class RunNotes:
     the type that most of its numbers are stored in; in one file with the rows, so that neither is without the other."""
     findings: tuple[Finding, ...] = ()
     skipped: tuple[Skipped, ...] = ()
+    pruned: tuple[str, ...] = ()
+    """Checkpoints whose rows stay though `prune` deleted their files."""
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON-ready form."""
@@ -246,6 +250,7 @@ class RunNotes:
                 "measured": {name: (own, before, dtype) for name, (own, before, dtype) in document["measured"].items()},
                 "findings": tuple(Finding(**entry) for entry in document["findings"]),
                 "skipped": tuple(map(Skipped.from_dict, document["skipped"])),
+                "pruned": tuple(document.get("pruned", ())),
             }
         )
 

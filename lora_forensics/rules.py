@@ -17,7 +17,7 @@ RULES: dict[str, str] = {
     "resumed": "a training that was interrupted and resumed: several sessions, one run",
     "superseded": "checkpoints saved after the step from which the training was resumed, left out",
     "several-trainings": "checkpoints of several trainings in one folder, told apart",
-    "pruned": "the trainer deleted earlier checkpoints of the run",
+    "pruned": "earlier checkpoints of the run were deleted, by its trainer or by `prune`",
     "log-unreadable": "a log beside the run that cannot be read, or not to its end",
     "module-unresolved": "modules without a weight in the base model",
     "module-unread": "modules of an adapter kind that is not read",

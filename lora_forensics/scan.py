@@ -129,6 +129,25 @@ def pick_checkpoint(run: Path, options: ScanOptions) -> tuple[Path | None, str]:
     Raises:
         UsageError: there is no run, or there are several; the hint names them.
     """
+    chosen, root = find_run(run, options)
+    check_writable(options.out)
+    known = name_in(options.out, chosen)  # measured by a scan of a folder above: not again under another name
+    chosen = replace(chosen, name=known or reserve(chosen, options.out, set()))
+    (result,) = scan_runs([(chosen, root)], options)
+    if isinstance(result, LoraForensicsError):
+        raise result
+    keep = result.verdict.keep
+    if keep is None:
+        return None, f"{chosen.name}: no checkpoint to name: {result.verdict.message}"
+    return chosen.path / keep.checkpoint, ""
+
+
+def find_run(run: Path, options: ScanOptions) -> tuple[Run, Path]:
+    """The one run that a person means, named as `pick_checkpoint` takes it, and the folder it was found under.
+
+    Raises:
+        UsageError: there is no run, or there are several; the hint names them.
+    """
     place, name = (run, "") if run.exists() else (run.parent, run.name)
     found, skipped = _discover([place], options)
     wanted = [(r, root) for r, root in found if not name or r.name.rpartition("/")[2] == name]
@@ -140,17 +159,7 @@ def pick_checkpoint(run: Path, options: ScanOptions) -> tuple[Path | None, str]:
     if len(wanted) > 1:
         names = ", ".join(sorted(str(place / r.name) for r, _ in wanted)[:5])
         raise UsageError(f"{run} holds {len(wanted)} runs", f"name one of them: {names}")
-    chosen, root = wanted[0]
-    check_writable(options.out)
-    known = name_in(options.out, chosen)  # measured by a scan of a folder above: not again under another name
-    chosen = replace(chosen, name=known or reserve(chosen, options.out, set()))
-    (result,) = scan_runs([(chosen, root)], options)
-    if isinstance(result, LoraForensicsError):
-        raise result
-    keep = result.verdict.keep
-    if keep is None:
-        return None, f"{chosen.name}: no checkpoint to name: {result.verdict.message}"
-    return chosen.path / keep.checkpoint, ""
+    return wanted[0]
 
 
 def load_summary(out: Path) -> Summary:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,14 @@ from lora_forensics.series import (
 )
 from lora_forensics.similarity import AssessOptions
 from lora_forensics.tables import LAYER_COLUMNS, Measured
+from lora_forensics.values import read_object
 
 _NOTES = "lora_forensics.run"
 """Key of a run's notes in the metadata of layers.parquet."""
 _OWNER = "run.txt"
 """File in a run's folder that says which run it is of; written first, so that no other scan takes the name."""
+PRUNED = "pruned.json"
+"""File in a run's folder: what `prune` deleted of it."""
 _KEY = "lora_forensics.assessment"
 """Key in the metadata of series.parquet: what the assessment was made from."""
 _PLOTS = ("similarity.png", "similarity.svg", "modules.png", "modules.svg")
@@ -85,6 +89,8 @@ def load_measured(folder: Path) -> Measured | None:
     """What an earlier scan measured of a run; None if there is nothing usable."""
     try:
         notes = RunNotes.from_dict(json.loads(read_notes(folder / "layers.parquet")[_NOTES]))
+        deleted = [name for name in pruned_names(folder) if not (Path(notes.path or "") / name).exists()]
+        notes = replace(notes, pruned=tuple(sorted(deleted)))
         return Measured(read_table(folder / "layers.parquet"), read_table(folder / "checkpoints.parquet"), notes)
     except (SeriesError, KeyError, ValueError, TypeError):
         return None
@@ -126,10 +132,39 @@ def load_verdict(folder: Path, key: str, plots: bool) -> Verdict | None:
         return None
     if plots and not all((folder / "plots" / name).exists() for name in _PLOTS):
         return None
+    return stored_verdict(folder)
+
+
+def stored_verdict(folder: Path) -> Verdict | None:
+    """The verdict of the last scan of a run; None if there is none that can be read."""
     try:
         return Verdict.from_dict(json.loads((folder / "verdict.json").read_text("utf-8")))
     except (OSError, ValueError, SeriesError):
         return None
+
+
+def stored_name(out: Path, run: Run) -> str | None:
+    """The name of a run in OUT, if an earlier scan stored it there."""
+    named = name_in(out, run)
+    if named is None and read_text(out / run.name / _OWNER) == os.path.realpath(run.path):
+        named = run.name
+    return named
+
+
+def pruned_names(folder: Path) -> frozenset[str]:
+    """Checkpoints of a run that `prune` deleted, by its log; one whose deletion was begun may still be there."""
+    states = ("deleting", "deleted")
+    return frozenset(
+        str(entry.get("checkpoint"))
+        for entry in logged(folder)
+        if entry.get("weights") and entry.get("state") in states
+    )
+
+
+def logged(folder: Path) -> list[dict[str, Any]]:
+    """The files in the log of `prune`, each with what became of it."""
+    entries = (read_object(folder / PRUNED) or {}).get("files")
+    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
 
 
 def save_runs(out: Path, verdicts: Iterable[Verdict]) -> None:
@@ -145,10 +180,16 @@ def _owner(folder: Path, own: str) -> str:
         folder.mkdir(parents=True, exist_ok=True)
         with path.open("x", encoding="utf-8", errors="surrogateescape") as file:
             file.write(own)
+    found = read_text(path)
+    return own if found is None else found  # where nothing can be written the error comes with the first table
+
+
+def read_text(path: Path) -> str | None:
+    """A small text file of OUT; None if it cannot be read."""
     try:
         return path.read_text("utf-8", "surrogateescape")
     except OSError:
-        return own  # nothing can be written here: the error comes with the first table
+        return None
 
 
 def _row(verdict: Verdict) -> Mapping[str, Any]:

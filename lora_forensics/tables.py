@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from lora_forensics.metrics import METRICS
 from lora_forensics.notices import MEASURING_RULES, Notices
-from lora_forensics.records import BaseModelSummary, Finding, Run, RunNotes, Skipped
+from lora_forensics.records import BaseModelSummary, Checkpoint, Finding, Run, RunNotes, Skipped
 from lora_forensics.series import CHECKPOINT_COLUMNS, MODULE_COLUMNS, schema
 
 LAYER_COLUMNS = (*MODULE_COLUMNS, *(metric.column for metric in METRICS))
@@ -113,6 +114,55 @@ class Tables:
         )
         layers = layers.cast(_SCHEMA)  # an empty mapping gives another type
         return layers.sort("step", pl.col("module").replace_strict(order, return_dtype=pl.Int64), maintain_order=True)
+
+
+def gone(run: Run, known: Measured | None) -> set[str]:
+    """Checkpoints that `prune` deleted and that are not there again."""
+    there = {checkpoint.name for checkpoint in (*run.checkpoints, *run.unplaced) if not checkpoint.pruned}
+    return set(known.notes.pruned) - there if known else set()
+
+
+def only_pruned(known: Measured | None) -> Measured | None:
+    """What cannot be measured again: deleted checkpoints, and what is compared with them; None if all can be."""
+    if known is None or not known.notes.pruned:
+        return None
+    marks = known.notes.measured
+    lost = {marks[name][0] for name in known.notes.pruned if name in marks}
+    measured = {name: (own, before, dtype) for name, (own, before, dtype) in marks.items() if lost & {own, before}}
+    return replace(known, notes=replace(known.notes, measured=measured))
+
+
+def with_pruned(run: Run, known: Measured | None) -> Run:
+    """The run with the checkpoints that `prune` deleted, whose stored rows are reused like those of unchanged files.
+
+    Only beside a file that is still the one that was measured: another training may have taken the folder since.
+    """
+    pruned = gone(run, known)
+    if known is None or not pruned:
+        return run
+    folders = {run.path / Path(name).parts[0] for name in pruned}  # what is left there is no unfinished save
+    run = replace(run, skipped=tuple(entry for entry in run.skipped if entry.path not in folders))
+    if not any(known.notes.measured.get(c.name, ("",))[0] == c.fingerprint for c in run.checkpoints):
+        return run
+    taken = {checkpoint.step for checkpoint in run.checkpoints}
+    rows = known.checkpoints.filter(pl.col("checkpoint").is_in(pruned) & ~pl.col("step").is_in(taken))
+    lost = [
+        Checkpoint(
+            path=run.path / row["checkpoint"],
+            name=row["checkpoint"],
+            size=row["bytes"],
+            pruned=True,
+            **{
+                name: row[name]
+                for name in (
+                    "step", "epoch", "learning_rate", "dose", "train_loss", "held_out_loss", "fingerprint", "modified",
+                )
+            },
+        )
+        for row in rows.iter_rows(named=True)
+        if row["fingerprint"]
+    ]  # fmt: skip
+    return replace(run, checkpoints=tuple(sorted((*run.checkpoints, *lost), key=lambda c: c.step or 0)))
 
 
 def checkpoint_table(run: Run, dtypes: dict[str, str], waiting: Collection[str] = ()) -> pl.DataFrame:

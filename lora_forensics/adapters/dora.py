@@ -19,7 +19,7 @@ from lora_forensics.records import Unresolved
 if TYPE_CHECKING:
     from lora_forensics.moments import Change
 
-_ROLES = frozenset({"magnitude", "m", "dora_scale"})
+MAGNITUDES = frozenset({"magnitude", "m", "dora_scale"})
 """Of PEFT; of mlx-lm and torchtune, by rows; of LyCORIS."""
 
 
@@ -48,13 +48,13 @@ class DoRA(AdapterKind):
 
     def layout(self, shapes: Shapes, config: AdapterConfig, module: str) -> Layout | Unresolved | None:
         """That of the inner kind, if there is a magnitude for every row or column."""
-        found = _ROLES & set(shapes)
-        inner = {role: shape for role, shape in shapes.items() if role not in _ROLES}
+        found = MAGNITUDES & set(shapes)
+        inner = {role: shape for role, shape in shapes.items() if role not in MAGNITUDES}
         layout = self._inner.layout(inner, config, module) if len(found) == 1 else None
         if not isinstance(layout, Layout):
             return layout
         (role,) = found
-        size = layout.columns if _by_column(role, shapes[role], inner) else layout.rows
+        size = layout.columns if by_column(role, shapes[role], inner) else layout.rows
         number = product(shapes[role])
         fits = size is not None and number > 0 and size % number == 0 and (number == size or role == "dora_scale")
         return layout if fits else None
@@ -69,14 +69,14 @@ class DoRA(AdapterKind):
 
         from lora_forensics.moments import decomposed
 
-        inner = {role: tensor for role, tensor in stack.tensors.items() if role not in _ROLES}
-        (role,) = _ROLES & set(stack.tensors)
+        inner = {role: tensor for role, tensor in stack.tensors.items() if role not in MAGNITUDES}
+        (role,) = MAGNITUDES & set(stack.tensors)
         values = stack.tensors[role]
-        by_column = _by_column(role, tuple(values.shape[1:]), inner)
-        return decomposed(values.flatten(1), by_column, self._inner.change(replace(stack, tensors=inner)), stack.lead)
+        columns = by_column(role, tuple(values.shape[1:]), inner)
+        return decomposed(values.flatten(1), columns, self._inner.change(replace(stack, tensors=inner)), stack.lead)
 
 
-def _by_column(role: str, shape: tuple[int, ...], inner: Mapping[str, object]) -> bool:
+def by_column(role: str, shape: tuple[int, ...], inner: Mapping[str, object]) -> bool:
     """Whether the magnitudes are those of columns of the weight as it is stored."""
     if role == "magnitude":
         return any(name.startswith("embedding") for name in inner)

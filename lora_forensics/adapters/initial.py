@@ -65,7 +65,7 @@ def leading(weight: torch.Tensor, rank: int, scale: float) -> Factors:
 MADE_FROM_WEIGHT = {"olora": leading, "pissa": principal}
 """`init_lora_weights` whose first factors follow from the weight (rows x columns), the rank and the scale."""
 
-_TAKEN_OUT = (*MADE_FROM_WEIGHT, "corda", "loftq", "lora_ga")
+TAKEN_OUT = (*MADE_FROM_WEIGHT, "corda", "loftq", "lora_ga")
 """How `init_lora_weights` begins where the first adapter is no zero and was taken out of the weight."""
 
 
@@ -133,7 +133,7 @@ def _saved(config: AdapterConfig) -> Tensors | None:
     found = first_adapter(config.folder) if config.folder else None
     if found is None:
         return None
-    return found[1] if (config.initialisation or found[0].lower()).startswith(_TAKEN_OUT) else None
+    return found[1] if (config.initialisation or found[0].lower()).startswith(TAKEN_OUT) else None
 
 
 @lru_cache(maxsize=64)

@@ -13,6 +13,12 @@ from lora_forensics.values import read_object
 
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 CONFIG = "adapter_config.json"
+COMPANIONS = re.compile(
+    r"(optimizer|scheduler|scaler|sampler|training_args|rng_state|random_states)\w*\.(pt|pth|bin|pkl|safetensors)"
+    r"|trainer_state\.json|README\.md|chat_template\.jinja|(special_tokens_map|added_tokens|vocab)\.json|merges\.txt"
+    r"|tokenizer(_config)?\.json|tokenizer\.model|processor_config\.json|preprocessor_config\.json"
+)
+"""Files that trainers write beside an adapter into a checkpoint's folder: of no use once it is gone."""
 _SHARDED = {
     "DeepSpeed": re.compile(r"global_step\d+"),
     "FSDP": re.compile(r"pytorch_model_fsdp_\d+"),

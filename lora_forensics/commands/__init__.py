@@ -1,0 +1,1 @@
+"""Commands in modules of their own; each imports what it needs when it runs."""

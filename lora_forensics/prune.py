@@ -81,6 +81,11 @@ class Plan:
     """Of training state that stays in folders whose adapter goes."""
 
     @property
+    def by_weights(self) -> bool:
+        """The pick rests on no held-out sample: in tests such a rule was not shown to beat the middle checkpoint."""
+        return self.verdict.keep is None or self.verdict.keep.rests_on not in _EVIDENCE
+
+    @property
     def checkpoints(self) -> tuple[Checkpoint, ...]:
         """Those to delete."""
         return tuple(file.checkpoint for file in self.files if file.weights)
@@ -102,6 +107,7 @@ class Plan:
             "bytes": self.freed,
             "left": self.left,
             "state_bytes": self.state_bytes,
+            "by_weights": self.by_weights,
         }
 
     def relative(self, path: Path) -> str:
@@ -142,7 +148,7 @@ def plan_pruning(run: Path, scan: ScanOptions, options: PruneOptions) -> Plan:
 
 
 def _unproven(verdict: Verdict) -> str:
-    """Why a verdict is no evidence to delete by; '' if it is."""
+    """Why a verdict says nothing to delete by; '' if it does."""
     if verdict.keep is None:
         return f"the verdict names no checkpoint to keep ({verdict.message or verdict.status})"
     if verdict.status not in _ENOUGH and verdict.keep.rests_on not in _EVIDENCE:
@@ -279,12 +285,19 @@ class Pruned:
         return {"deleted": list(self.deleted), "freed": self.freed, "failed": self.failed}
 
 
-def delete(plan: Plan) -> Pruned:
+def delete(plan: Plan, by_weights: bool = False) -> Pruned:
     """Delete what a plan names, each file looked at once more and logged before and after.
 
     Raises:
+        EvidenceError: only the weights speak for the pick, and `by_weights` does not say that this is enough.
         SeriesError: the log cannot be written; nothing has been deleted.
     """
+    if plan.by_weights and not by_weights:
+        raise EvidenceError(
+            f"{plan.run.name}: nothing is deleted: the pick rests on the weights alone, which in tests were not shown "
+            "to find a better checkpoint than the middle one",
+            "score a few with `lora-forensics probe`, or say --by-weights",
+        )
     log = _Log(plan)
     deleted: list[str] = []
     failed: dict[str, str] = {}

@@ -75,6 +75,27 @@ def keep_freed_memory() -> None:
         allocator.mallopt(_M_TRIM_THRESHOLD, 256 << 20)
 
 
+def staged(
+    blocks: Iterator[tuple[int, int, torch.Tensor]], device: torch.device
+) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """Blocks of a weight, each read (and on CUDA sent, from pinned memory) while the one before is worked on."""
+    if device.type != "cuda":
+        yield from ahead(blocks)
+        return
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def sent() -> Iterator[tuple[int, int, torch.Tensor, torch.cuda.Event]]:
+        for start, stop, rows in blocks:
+            with torch.cuda.stream(stream):
+                there = rows.pin_memory().to(device, non_blocking=True)
+            yield start, stop, there, stream.record_event()
+
+    for start, stop, there, arrived in ahead(sent()):
+        torch.cuda.current_stream(device).wait_event(arrived)
+        there.record_stream(torch.cuda.current_stream(device))  # not to be used again for another block before
+        yield start, stop, there
+
+
 def ahead(items: Iterator[T]) -> Generator[T]:
     """The same items, each made in a thread while the one before it is worked on."""
     end = object()

@@ -70,6 +70,22 @@ def left(run: Path) -> list[int]:
     )
 
 
+def test_a_pick_by_weights_alone_deletes_nothing_unless_that_is_said(tmp_path: Path) -> None:
+    """No rule on weights was shown to beat the middle checkpoint; a deletion is for ever."""
+    run = project(tmp_path / "runs", count=12) / "run"
+    scan(tmp_path / "runs", tmp_path / "out")
+    keep = verdict(tmp_path / "out")["keep"]
+    assert isinstance(keep, dict)
+    assert keep["rests_on"] == "weights"
+    assert "--by-weights" in pruned(run).stdout
+    result = pruned(run, "--delete")
+    assert result.exit_code == 1
+    assert "rests on the weights alone" in result.stderr
+    assert len(left(run)) == 12
+    assert pruned(run, "--delete", "--by-weights").exit_code == 0
+    assert 0 < len(left(run)) < 12
+
+
 def test_a_dry_run_touches_nothing(run: Path, tmp_path: Path) -> None:
     """It lists what stays and why, and the bytes of the rest."""
     before = tree(tmp_path)
@@ -382,7 +398,9 @@ def test_kohya_files_copies_and_states_stay(tmp_path: Path) -> None:
     (found,) = [entry for entry in discover_runs(tmp_path / "runs") if hasattr(entry, "checkpoints")]
     measured = {checkpoint.path for checkpoint in found.checkpoints}
     before = {path for path in (tmp_path / "runs").rglob("*") if path.is_file()}
-    result = call("prune", tmp_path / "runs" / "lora", "--out", tmp_path / "out", "--min-age", "0", "--delete")
+    result = call(
+        "prune", tmp_path / "runs" / "lora", "--out", tmp_path / "out", "--min-age", "0", "--delete", "--by-weights"
+    )
     assert result.exit_code == 0, result.output
     deleted = {path for path in before if not path.exists()}
     assert deleted

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     "--whole-folders", is_flag=True, help="Delete optimizer, tokenizer and logs beside a deleted adapter, too."
 )
 @click.option("--min-age", type=float, default=60.0, show_default=True, help="Refuse if the run is younger: minutes.")
+@click.option("--by-weights", is_flag=True, help="Delete though no held-out sample stands behind the pick.")
 @click.option("--delete", "really", is_flag=True, help="Delete; without it nothing is touched.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
 @click.option("-v", "--verbose", is_flag=True, help="List every file to delete.")
@@ -38,6 +39,7 @@ def prune(
     keep_every: int | None,
     whole_folders: bool,
     min_age: float,
+    by_weights: bool,
     really: bool,
     as_json: bool,
     verbose: bool,
@@ -57,7 +59,7 @@ def prune(
     plan = plan_pruning(run, ScanOptions(out=out, trainer=trainer), options)
     if not as_json:
         click.echo(_plan_text(plan, verbose), nl=False)
-    done = delete(plan) if really and plan.files else None
+    done = delete(plan, by_weights) if really and plan.files else None
     if as_json:
         click.echo(to_json({**plan.to_dict(), "done": done and done.to_dict()}), nl=False)
     else:
@@ -101,7 +103,10 @@ def _done_text(plan: Plan, done: Pruned | None, really: bool) -> str:
         )
     if not plan.files:
         return "nothing to delete"
-    return "nothing to delete" if really else "nothing was deleted: --delete does it"
+    if really:
+        return "nothing to delete"
+    how = "--delete --by-weights does it, and no held-out sample says so" if plan.by_weights else "--delete does it"
+    return f"nothing was deleted: {how}"
 
 
 def size(number: int) -> str:

@@ -39,9 +39,11 @@ from lora_forensics.moments.interface import (
     Weight,
     unknown,
 )
-from lora_forensics.stacking import ahead
+from lora_forensics.stacking import staged
 
 _ROW_NORMS = "squared row norms"
+_LARGER_ON_CUDA = 16
+"""Blocks need not stay in a cache there, and small ones cost launches."""
 
 
 class LowRankChange:
@@ -163,7 +165,7 @@ class LowRankChange:
         terms2 = torch.full((count,), torch.nan if weight is None else 0.0, dtype=torch.float64, device=wide)
         known = None if weight is None else weight.memo.get(_ROW_NORMS)
         w2 = torch.full((rows,), torch.nan, dtype=torch.float64, device=wide) if known is None else known[0].to(wide)
-        for start, stop, stored in _weight_rows(weight, rows, 5 * columns + 4 * count * rank):
+        for start, stop, stored in _weight_rows(weight, rows, 5 * columns + 4 * count * rank, wide):
             if stored is not None:
                 frozen = widened(stored).to(wide)
                 if known is None:
@@ -198,11 +200,15 @@ class LowRankChange:
         return inner, previous
 
 
-def _weight_rows(weight: Weight | None, rows: int, bytes_each: int) -> Iterator[tuple[int, int, Tensor | None]]:
+def _weight_rows(
+    weight: Weight | None, rows: int, bytes_each: int, device: torch.device
+) -> Iterator[tuple[int, int, Tensor | None]]:
     """Start and stop of blocks, and the stored rows; the next ones are read while one is worked on."""
-    spans = list(blocks(rows, bytes_each))
-    read = ((start, stop, None if weight is None else weight.read(start, stop)) for start, stop in spans)
-    return iter(ahead(read)) if weight is not None and len(spans) > 1 else read
+    spans = list(blocks(rows, bytes_each // _LARGER_ON_CUDA if device.type == "cuda" else bytes_each))
+    if weight is None:
+        return ((start, stop, None) for start, stop in spans)
+    read = ((start, stop, weight.read(start, stop)) for start, stop in spans)
+    return staged(read, device) if len(spans) > 1 else read
 
 
 class WeightedLowRankChange:

@@ -35,3 +35,7 @@ class SeriesError(LoraForensicsError):
 
 class WorkerError(LoraForensicsError):
     """A worker was lost with the work that it had: killed, out of memory, or its machine gone."""
+
+
+class ScoreError(LoraForensicsError):
+    """A probe's scorer gave no score for one checkpoint; `hint` is what it wrote to stderr."""

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from lora_forensics.errors import SeriesError
-from lora_forensics.records import Finding
+from lora_forensics.records import Candidate, Finding
 from lora_forensics.series import write_text
 
 FILE = "probe.json"
 """Its name in a run's folder of OUT."""
 CONFIDENCE = 0.95
+BEST = "best in the probe"
+"""Why a checkpoint is a candidate that is one for nothing else."""
 _SCHEMA = 1
 
 
@@ -73,6 +74,10 @@ class Probed:
         kept = [other for other in self.scores if (other.scorer, other.checkpoint) != same]
         return Probed((*kept, score), self.asked)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON-ready form."""
+        return {"schema": _SCHEMA, **asdict(self)}
+
 
 def load_probed(folder: Path) -> Probed:
     """What is known of a run, empty where nothing is; a damaged file is as good as none."""
@@ -92,7 +97,7 @@ def save_probed(folder: Path, probed: Probed) -> None:
     Raises:
         SeriesError: the folder cannot be written.
     """
-    write_text(folder / FILE, json.dumps({"schema": _SCHEMA, **asdict(probed)}, indent=1) + "\n")
+    write_text(folder / FILE, json.dumps(probed.to_dict(), indent=1) + "\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +186,12 @@ def answer_of(
     }
     findings = _findings(evidence, steps, best, unit)
     return Answer(best, steps[best], evidence, tuple(findings))
+
+
+def with_best(candidates: Sequence[Candidate], answer: Answer) -> tuple[Candidate, ...]:
+    """The candidates and, if it is none of them, the best of the probe."""
+    known = any(entry.checkpoint == answer.checkpoint for entry in candidates)
+    return (*candidates, *(() if known else (Candidate(answer.checkpoint, answer.step, BEST),)))
 
 
 def losses_of(score: Score, maximise: bool) -> tuple[float, ...]:

@@ -79,7 +79,7 @@ class CommandScorer:
         Raises:
             ScoreError: it fails, takes too long, or prints no number.
         """
-        # each word is filled by itself and no shell reads it: spaces, quotes and dollar signs in a path stay what they are
+        # each word is filled by itself and no shell reads it: spaces and quotes in a path stay what they are
         words = [word.replace(PLACE, str(checkpoint.path)) for word in self._words]
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             code = self._run(words, out, err)
@@ -182,5 +182,3 @@ def _mark(path: Path) -> str:
         return f"{path}|{path.stat().st_size}|{path.stat().st_mtime_ns}" if path.is_file() else ""
     except (OSError, ValueError):
         return ""
-
-

@@ -87,8 +87,8 @@ def _flux(pipe: Any, noisy: Any, times: Any, prompt: Prompt) -> Any:
     import torch
 
     count, channels, high, wide = noisy.shape
-    tokens = pipe._pack_latents(noisy, count, channels, high, wide)  # noqa: SLF001 - diffusers' scripts do the same
-    ids = pipe._prepare_latent_image_ids(count, high // 2, wide // 2, noisy.device, noisy.dtype)  # noqa: SLF001
+    tokens = pipe._pack_latents(noisy, count, channels, high, wide)
+    ids = pipe._prepare_latent_image_ids(count, high // 2, wide // 2, noisy.device, noisy.dtype)
     guided = pipe.transformer.config.guidance_embeds
     predicted = pipe.transformer(
         hidden_states=tokens,
@@ -100,7 +100,7 @@ def _flux(pipe: Any, noisy: Any, times: Any, prompt: Prompt) -> Any:
         img_ids=ids,
     ).sample
     scale = pipe.vae_scale_factor
-    return pipe._unpack_latents(predicted, high * scale, wide * scale, scale)  # noqa: SLF001
+    return pipe._unpack_latents(predicted, high * scale, wide * scale, scale)
 
 
 PIPELINES: dict[str, Denoising] = {
@@ -193,7 +193,7 @@ class DiffusionScorer:
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         with quiet():
             try:
-                pipe = DiffusionPipeline.from_pretrained(
+                pipe = DiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
                     self._base, local_files_only=True, torch_dtype=dtype, safety_checker=None
                 )
             except (OSError, ValueError, ImportError, RuntimeError, TypeError) as error:
@@ -222,8 +222,8 @@ class DiffusionScorer:
         return part
 
     def _through_diffusers(self, checkpoint: Checkpoint) -> None:
-        names = [name for name in read_header(checkpoint.path).tensors if name.endswith("weight")]
-        if any("dora_scale" in name for name in read_header(checkpoint.path).tensors):
+        names = [name for name in read_header(checkpoint.path).infos if name.endswith("weight")]
+        if any("dora_scale" in name for name in read_header(checkpoint.path).infos):
             raise ScoreError("diffusers leaves out the magnitudes of DoRA: score with a command of your own")
         with quiet():
             try:
@@ -274,7 +274,7 @@ def _scheduled(config: Any, share: Any, latents: Any, noise: Any) -> tuple[Any, 
     """Times, noisy latents and what is to be predicted, by the scheduler that the model was trained with."""
     from diffusers import DDPMScheduler
 
-    schedule = DDPMScheduler.from_config(config)
+    schedule = DDPMScheduler.from_config(config)  # type: ignore[no-untyped-call]
     times = (share * schedule.config.num_train_timesteps).long()
     kind = schedule.config.prediction_type
     targets = {"epsilon": lambda: noise, "sample": lambda: latents}
@@ -298,7 +298,7 @@ def _latents(pipe: Any, path: Path, device: Any, dtype: Any) -> Any:
     except (OSError, UnidentifiedImageError, ValueError) as error:
         raise UsageError(f"{path} is no image that can be read: {first_line(error)}") from error
     scale = min(1.0, side / (image.width * image.height) ** 0.5)
-    size = tuple(max(1, int(length * scale) // unit) * unit for length in image.size)
+    size = tuple(max(unit, int(length * scale) // unit * unit) for length in image.size)
     pixels = pipe.image_processor.preprocess(ImageOps.fit(image, size)).to(device, dtype)
     found = pipe.vae.encode(pixels).latent_dist.mode()
     return (found - (getattr(pipe.vae.config, "shift_factor", None) or 0.0)) * pipe.vae.config.scaling_factor

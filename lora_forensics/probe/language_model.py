@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -130,9 +129,9 @@ class LanguageModelScorer:
 def _encode(tokenizer: Any, text: Text) -> Tokens:
     """Tokens of prompt and completion; a prompt alone tells how many belong to it."""
     if tokenizer is None:
-        prompt = text.prompt.encode()
+        opening = text.prompt.encode()
         body = text.text or "\n".join(str(message["content"]) for message in text.messages)
-        return [*prompt, *body.encode()], len(prompt)
+        return [*opening, *body.encode()], len(opening)
     if text.messages:
         prompt = _chat(tokenizer, text.messages[:-1], opened=True) if len(text.messages) > 1 else []
         return _with_prompt(_chat(tokenizer, text.messages, opened=False), prompt)
@@ -152,8 +151,8 @@ def _chat(tokenizer: Any, messages: Sequence[dict[str, Any]], opened: bool) -> l
 
 def _with_prompt(whole: list[int], prompt: list[int]) -> Tokens:
     """As far as the prompt's own tokens are the first of the whole: the last may merge with what follows."""
-    same = os.path.commonprefix([whole, prompt])
-    return whole, len(same)
+    same = next((at for at, (a, b) in enumerate(zip(whole, prompt, strict=False)) if a != b), len(prompt))
+    return whole, same
 
 
 def _loss(model: Any, tokens: list[int], prompt: int) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -68,10 +69,22 @@ def device_of(name: str) -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the remarks that libraries make about each other while models load."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Without the bars and remarks of libraries about models that they load."""
+    from importlib import import_module
+
+    logs = [import_module(f"{name}.utils.logging") for name in ("transformers", "diffusers") if name in sys.modules]
+    levels = [log.get_verbosity() for log in logs]
+    for log in logs:
+        log.set_verbosity_error()
+        log.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for log, level in zip(logs, levels, strict=True):
+            log.set_verbosity(level)
+            log.enable_progress_bar()
 
 
 class PeftSlot:
@@ -115,7 +128,7 @@ class PeftSlot:
         self._count += 1
         name = f"probe{self._count}"
         if self._wrapped is None:
-            config = PeftConfig.from_pretrained(folder)
+            config = PeftConfig.from_pretrained(str(folder))
             config.inference_mode = True
             self._wrapped = PeftModel(self._load(), config, name)
         found = self._wrapped.load_adapter(folder, name, torch_device=self._device)

@@ -23,7 +23,6 @@ from lora_forensics.scan import locate_run, update_summary
 from lora_forensics.similarity import places_of
 from lora_forensics.store import load_measured
 
-
 Result = Sequence[float] | Score | ScoreError
 """Fresh numbers, a score that is known, or why there is none."""
 
@@ -124,13 +123,14 @@ class _Probing:
         if len(fresh) < 2:
             yield from ((place, self._ask(place)) for place in fresh)
             return
-        pool = ThreadPoolExecutor(many)
-        try:
+        with ThreadPoolExecutor(many) as pool:
             futures = {pool.submit(self._ask, place): place for place in fresh}
-            yield from ((futures[done], done.result()) for done in as_completed(futures))
-        finally:
-            self._scorer.stop()
-            pool.shutdown(cancel_futures=True)
+            try:
+                yield from ((futures[done], done.result()) for done in as_completed(futures))
+            except BaseException:  # stopped, or another scorer's error: nothing is left running
+                pool.shutdown(wait=False, cancel_futures=True)
+                self._scorer.stop()
+                raise
 
     def _ask(self, place: int) -> Sequence[float] | ScoreError:
         try:

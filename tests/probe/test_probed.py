@@ -135,4 +135,6 @@ def test_scores_of_another_scorer_are_not_mixed_in() -> None:
     """A score takes the place of the one before by the same scorer, and of no other."""
     stored = probed({"c2": [1.0]}).with_score(Score("c2", "print of c2", "other", 9.0))
     assert len(stored.scores) == 2
-    assert stored.with_score(Score("c2", "print of c2", "me", 5.0)).known("me", {"c2": "print of c2"})["c2"].value == 5.0
+    assert (
+        stored.with_score(Score("c2", "print of c2", "me", 5.0)).known("me", {"c2": "print of c2"})["c2"].value == 5.0
+    )

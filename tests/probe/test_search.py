@@ -121,9 +121,10 @@ def test_all_failing_still_looks_elsewhere() -> None:
 
 def test_equal_losses_count_as_the_earlier() -> None:
     """On a plateau the search moves towards its beginning."""
-    assert next_places({10: 1.0, 50: 1.0, 90: 1.0}, {10, 50, 90}, 100)[0] < 10 or next_places(
-        {10: 1.0, 50: 1.0, 90: 1.0}, {10, 50, 90}, 100
-    )[0] < 50
+    assert (
+        next_places({10: 1.0, 50: 1.0, 90: 1.0}, {10, 50, 90}, 100)[0] < 10
+        or next_places({10: 1.0, 50: 1.0, 90: 1.0}, {10, 50, 90}, 100)[0] < 50
+    )
 
 
 def test_it_begins_with_the_candidates_an_early_one_and_the_last() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lora_forensics.errors import BaseModelError, ScoreError, UsageError
+from lora_forensics.errors import BaseModelError, CheckpointError, ScoreError, UsageError
 from lora_forensics.probe.interface import ProbeOptions, ScorerSettings, finite
 from lora_forensics.probe.loading import PeftSlot, base_folder, base_mark, device_of, first_line, missing, quiet
 from lora_forensics.probe.samples import mark, read_pictures
@@ -18,6 +18,8 @@ from lora_forensics.tensors import read_header
 DRAWS = 8
 """Noise levels for each image, evenly from least to most, each with a noise of its own."""
 _INDEX = "model_index.json"
+_DOWN = ("lora_down.weight", "lora_A.weight", "lora.down.weight")
+_NEEDED = ("vae", "tokenizer", "text_encoder")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +141,7 @@ class DiffusionScorer:
         self._pipe: Any = None
         self._latents: list[Any] = []
         self._slot: PeftSlot | None = None
+        self._last: str | None = None
 
     @property
     def identity(self) -> str:
@@ -161,6 +164,10 @@ class DiffusionScorer:
         """
         self._load()
         put = self._through_peft if checkpoint.config is not None else self._through_diffusers
+        if self._last not in (None, put.__name__):  # what one of them put into the model, the other cannot take out
+            self._pipe, self._slot = None, None
+            self._load()
+        self._last = put.__name__
         try:
             put(checkpoint)
             return finite(self._losses())
@@ -172,12 +179,17 @@ class DiffusionScorer:
 
     def _known_pipeline(self) -> Denoising:
         try:
-            name = str(json.loads((self._base / _INDEX).read_text("utf-8"))["_class_name"])
+            index = json.loads((self._base / _INDEX).read_text("utf-8"))
+            name = str(index["_class_name"])
+            lacking = [part for part in _NEEDED if not any(index.get(part) or ())]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BaseModelError(f"{self._base / _INDEX} cannot be read: {first_line(error)}") from error
         if name not in PIPELINES:
             hint = f"it takes {', '.join(PIPELINES)}; score others with a command of your own: --score"
             raise UsageError(f"--held-out does not know the pipeline {name}", hint)
+        if lacking:
+            hint = "images and captions cannot be encoded without it; give a whole pipeline with --base"
+            raise UsageError(f"{self._base} has no {lacking[0]}", hint)
         return PIPELINES[name]
 
     def _load(self) -> Any:
@@ -198,10 +210,6 @@ class DiffusionScorer:
                 )
             except (OSError, ValueError, ImportError, RuntimeError, TypeError) as error:
                 raise UsageError(f"diffusers cannot load {self._base}: {first_line(error)}") from error
-        lacking = [part for part in ("vae", "tokenizer", "text_encoder") if getattr(pipe, part, None) is None]
-        if lacking:
-            hint = "images and captions cannot be encoded without it; give a whole pipeline with --base"
-            raise UsageError(f"{self._base} has no {lacking[0]}", hint)
         self._pipe = pipe.to(device)
         with torch.inference_mode():
             self._latents = [_latents(pipe, picture.path, device, dtype) for picture in self._pictures]
@@ -222,8 +230,11 @@ class DiffusionScorer:
         return part
 
     def _through_diffusers(self, checkpoint: Checkpoint) -> None:
-        names = [name for name in read_header(checkpoint.path).infos if name.endswith("weight")]
-        if any("dora_scale" in name for name in read_header(checkpoint.path).infos):
+        try:
+            names = list(read_header(checkpoint.path).infos)
+        except CheckpointError as error:
+            raise ScoreError(error.message, error.hint) from error
+        if any("dora_scale" in name for name in names):
             raise ScoreError("diffusers leaves out the magnitudes of DoRA: score with a command of your own")
         with quiet():
             try:
@@ -233,7 +244,7 @@ class DiffusionScorer:
                 self._pipe = None  # half of it may be in the pipeline
                 self._load()
                 raise ScoreError(f"diffusers cannot load it: {first_line(error)}") from error
-        there = sum(any(part in name for part in ("lora_down.", "lora_A.", "lora.down.")) for name in names)
+        there = sum(any(part in name for part in _DOWN) for name in names)
         loaded = sum(
             hasattr(module, "lora_A") and bool(module.lora_A)
             for part in self._pipe.components.values()

@@ -304,7 +304,7 @@ def test_pipelines_that_cannot_be_used_are_named(project: Path, tmp_path: Path) 
         scorer(project, base)
     bare = images(tmp_path / "bare")
     (bare / "1.txt").unlink()
-    with pytest.raises(UsageError, match="1 images have no caption, 1.png first"):
+    with pytest.raises(UsageError, match=r"1 images have no caption, 1\.png first"):
         scorer(project, folder=bare)
     (bare / "1.caption").write_text("b")
     (bare / "0.png").write_bytes(b"no picture")
@@ -416,7 +416,7 @@ def test_larger_pipelines_are_asked_as_their_own_sampling_asks(make: Any, tmp_pa
 def test_a_flow_is_from_data_to_noise(tmp_path: Path) -> None:
     """The target of a flow is noise less data: a denoiser that gives exactly that has no loss."""
     own = object.__new__(DiffusionScorer)
-    own._how = replace(PIPELINES["FluxPipeline"], predict=lambda pipe, noisy, times, prompt: pipe(noisy, times))
+    own._how = replace(PIPELINES["FluxPipeline"], predict=lambda pipe, noisy, times, _: pipe(noisy, times))
     clean = torch.full((DRAWS, 1, 2, 2), 3.0)
     noise = torch.randn(DRAWS, 1, 2, 2)
     own._pipe = lambda noisy, times: (noisy - clean) / (times / 1000).view(-1, 1, 1, 1)

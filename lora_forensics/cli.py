@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -73,10 +73,12 @@ def _repair_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _complain(message: str, hint: str = "") -> None:
+def _complain(message: str, hint: str = "", details: Iterable[str] = ()) -> None:
     from lora_forensics.reports.text import plain
 
     click.echo(f"lora-forensics: {plain(message)}", err=True)
+    for line in details:
+        click.echo(f"    {plain(line)}", err=True)
     if hint:
         click.echo(f"  try: {plain(hint)}", err=True)
 
@@ -264,7 +266,7 @@ def probe(run: Path, evaluations: int, as_json: bool, verbose: bool, **settings:
         done = probe_run(run, _scan_options(settings, (), progress), options)
     _print_report("json" if as_json else "terminal", done.summary, verbose=verbose)
     for name, error in done.failed:
-        _complain(f"{name} has no score: {error.message}", error.hint)
+        _complain(f"{name} has no score: {error.message}", details=error.hint.splitlines())
     if not as_json:
         click.echo(done.said())
     return 0

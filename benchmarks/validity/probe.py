@@ -255,7 +255,7 @@ def main() -> None:
     ]  # fmt: skip
     parts = [TITLE, ABOUT]
     for title, chosen, horizons in groups:
-        parts += [title, "\n".join(table(chosen, horizons)) + "\n"]
+        parts += [title, "", "\n".join(table(chosen, horizons)) + "\n"]
     found = "\n".join(parts)
     print(found)
     page, old = PAGE.read_text("utf-8"), section(PAGE)

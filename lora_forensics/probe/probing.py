@@ -73,8 +73,9 @@ def probe_run(path: Path, scan: ScanOptions, options: ProbeOptions) -> Probe:
     probing.go([order.index(name) for name in named if name in order], scan.measure.progress, run.name)
     if not probing.losses:
         name, error = probing.failed[0]
-        message = f"none of {len(probing.failed)} checkpoints got a score; {name}: {error.message}"
-        raise ScoreError(message, error.hint)
+        message = f"none of {count(len(probing.failed), 'checkpoint')} got a score; {name}: {error.message}"
+        told = f" ({error.hint.splitlines()[-1]})" if error.hint else ""
+        raise ScoreError(message + told, "run the scorer on that file by hand")
     verdict = _scan(run, root, replace(scan, rescan=False)).verdict
     update_summary(scan.out, verdict, scan.reports)
     summary = Summary((verdict,), (), verdict.versions, scan.out)

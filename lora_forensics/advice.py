@@ -98,16 +98,16 @@ def advice(
         found.append(Finding("weak-evidence", "info", message, hint))
     if turning is not None:
         found.extend(_schedule(places, turning))
-    held_out = keep is not None and keep.rests_on == "held_out_loss"
-    past = keep.step if held_out and keep else turning.step if turning else None
+    best = {"held_out_loss": "the lowest held-out loss", "probe": "the best in the probe"}
+    what = best.get(keep.rests_on) if keep else None
+    past = keep.step if what and keep else turning.step if turning else None
     last = places["step"][-1] if len(places) else 0
     if past is not None and last > past:
-        what = "the lowest held-out loss" if held_out else "the turning point"
         found.append(
             Finding(
                 "last-is-past",
-                "info" if not held_out and evidence.get("inside_null_band") else "warning",
-                f"the last checkpoint ({unit} {last}) is past {what} ({unit} {past})",
+                "info" if not what and evidence.get("inside_null_band") else "warning",
+                f"the last checkpoint ({unit} {last}) is past {what or 'the turning point'} ({unit} {past})",
             )
         )
     return found

@@ -14,6 +14,7 @@ import polars as pl
 from lora_forensics.advice import advice, deleted, few, health, message_of
 from lora_forensics.detectors import DEFAULT_DETECTOR, DETECTORS, Curve, half_of_path
 from lora_forensics.evidence import agreement, by_group, layer_interval, movement, null_band, window_sweep
+from lora_forensics.probed import Answer, Probed, answer_of, with_best
 from lora_forensics.records import (
     BaseModelSummary,
     Candidate,
@@ -86,8 +87,9 @@ def assess(
     checkpoints: pl.DataFrame | None = None,
     notes: RunNotes | None = None,
     options: AssessOptions | None = None,
+    probed: Probed | None = None,
 ) -> Assessment:
-    """As `assess_run`, with the series."""
+    """As `assess_run`, with the series; the answer of a probe counts for more than anything else."""
     notes, options = notes or RunNotes(), options or AssessOptions()
     layers = complete(layers)
     places = places_of(layers, checkpoints)
@@ -100,8 +102,13 @@ def assess(
     turning = _turning_point(series, curve, similarity, options)
     status = _status(similarity.scope, series, window, turning)
     turning = turning if status == "turning_point" else None
-    broken = _broken(layers, places)
+    broken = broken_steps(layers, places)
     keep, evidence = _keep(places, _by_weights(similarity.scope, places, status, options), turning, broken)
+    candidates = _candidates(keep, turning, places, similarity.scope, broken)
+    answer = _answer(probed, places, broken, notes.step_unit)
+    if answer is not None:
+        keep, evidence = _probed_keep(answer, places), evidence | {"probe": answer.evidence}
+        candidates = with_best(candidates, answer)
     if turning is not None and curve is not None:
         evidence |= _describe(similarity, series, curve, turning, options.detector)
     if keep is not None and keep.checkpoint in notes.pruned:
@@ -110,7 +117,6 @@ def assess(
     evidence["steps"] = [places["step"][0], places["step"][-1]] if len(places) else None
     evidence["alignment"] = "value j is computed from checkpoints j .. j+3M-2 and belongs to checkpoint j"
     evidence["agreement"] = agreement(series, places, turning.step if turning else None)
-    candidates = _candidates(keep, turning, places, similarity.scope, broken)
     candidates = tuple(candidate for candidate in candidates if candidate.checkpoint not in notes.pruned)
     findings = [
         *notes.findings,
@@ -119,6 +125,7 @@ def assess(
         *advice(places, turning, keep, similarity, evidence, notes.step_unit),
         *few(status, places, candidates),
         *deleted(notes, places),
+        *(answer.findings if answer else ()),
     ]
     name = str(first_known(layers, "run") or first_known(places, "run") or "run")
     verdict = Verdict(
@@ -213,7 +220,7 @@ def _status(scope: pl.DataFrame, series: pl.DataFrame, window: Window, turning: 
     return "no_second_valley" if turning is None else "turning_point"
 
 
-def _broken(layers: pl.DataFrame, places: pl.DataFrame) -> list[int]:
+def broken_steps(layers: pl.DataFrame, places: pl.DataFrame) -> list[int]:
     """Steps whose file could not be read, or holds NaN or Inf. What only waits for its base model has no print yet."""
     nonfinite = set(layers.filter(pl.col("nonfinite") > 0)["step"])
     waiting = pl.col("fingerprint").is_null() & pl.col("fingerprint").is_not_null().any()
@@ -258,6 +265,19 @@ def _keep(
         "at_turning_point": losses.get(turning.step, losses.get(_saved_step(places, turning))) if turning else None,
     }
     return Keep(best["checkpoint"], best["step"], best["epoch"], "held_out_loss"), {"held_out": held_out}
+
+
+def _answer(probed: Probed | None, places: pl.DataFrame, broken: list[int], unit: str) -> Answer | None:
+    """What a probe says of the whole files that are there."""
+    whole = places.filter(~pl.col("step").is_in(broken))
+    whole = places if whole.is_empty() else whole
+    steps = dict(whole.select("checkpoint", "step").iter_rows())
+    return answer_of(probed, steps, dict(whole.select("checkpoint", "fingerprint").iter_rows()), unit)
+
+
+def _probed_keep(answer: Answer, places: pl.DataFrame) -> Keep:
+    epoch = places.filter(pl.col("step") == answer.step)["epoch"][0]
+    return Keep(answer.checkpoint, answer.step, epoch, "probe")
 
 
 def _saved_by(places: pl.DataFrame, step: int, broken: list[int]) -> dict[str, Any] | None:

@@ -50,3 +50,7 @@ class UnfinishedError(LoraForensicsError):
     """A part of what was asked is done, and the rest could not be."""
 
     exit_code = 3
+
+
+class ScoreError(LoraForensicsError):
+    """A probe's scorer gave no score for one checkpoint; `hint` is what it wrote to stderr."""

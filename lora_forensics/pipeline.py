@@ -16,6 +16,7 @@ from lora_forensics.assess import Assessment, assess
 from lora_forensics.errors import BaseModelError, LoraForensicsError, UsageError
 from lora_forensics.measure import MeasureOptions, Measuring, measure_one
 from lora_forensics.plots import draw_plots
+from lora_forensics.probed import Probed, load_probed
 from lora_forensics.records import Run, Verdict
 from lora_forensics.similarity import AssessOptions
 from lora_forensics.store import assessment_key, load_measured, load_verdict, save_assessment, save_measured
@@ -76,11 +77,12 @@ class _Assess:
     place: int
     measured: Measured
     options: AssessOptions
+    probed: Probed
     plots: bool
 
     def run(self, _advance: Any) -> tuple[Assessment, dict[str, bytes]]:
         layers, checkpoints = self.measured.layers, self.measured.checkpoints
-        found = assess(layers, checkpoints, self.measured.notes, self.options)
+        found = assess(layers, checkpoints, self.measured.notes, self.options, self.probed)
         return found, draw_plots(found.series, layers, checkpoints, found.verdict) if self.plots else {}
 
 
@@ -142,7 +144,7 @@ class _Scan:
             self._fail(task.place, found)
         elif isinstance(task, _Assess):
             assessment, plots = found
-            key = assessment_key(task.measured, task.options)
+            key = assessment_key(task.measured, task.options, task.probed)
             save_assessment(self._folder(task.place), assessment, plots, key)
             self._end(task.place, task.measured, assessment.verdict)
         else:
@@ -186,10 +188,11 @@ class _Scan:
 
     def _assess(self, place: int, measured: Measured) -> None:
         options = self._options
-        key = assessment_key(measured, options.assess)
+        probed = load_probed(self._folder(place))
+        key = assessment_key(measured, options.assess, probed)
         verdict = None if options.rescan else load_verdict(self._folder(place), key, options.plots)
         if verdict is None:
-            self.ready.append(_Assess(place, measured, options.assess, options.plots))
+            self.ready.append(_Assess(place, measured, options.assess, probed, options.plots))
         else:
             self._end(place, measured, verdict)
 

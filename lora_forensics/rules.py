@@ -35,6 +35,9 @@ RULES: dict[str, str] = {
     "follows-schedule": "a turning point that may only follow warm-up or decay of the learning rate",
     "weak-evidence": "the answer rests on saved weights alone",
     "few-checkpoints": "too few checkpoints for a second valley; which ones to compare",
+    "probe-flat": "checkpoints that the probe cannot tell apart, or that it gives no noise for",
+    "probe-open": "a probe whose best checkpoint is the first or the last that it scored",
+    "probe-stale": "checkpoints that were saved after the probe",
     "last-is-past": "training went on past the checkpoint to keep",
 }
 """Id to what it is about."""

@@ -18,6 +18,7 @@ from lora_forensics.discovery import discover_runs, nothing_found
 from lora_forensics.errors import LoraForensicsError, SeriesError, UsageError
 from lora_forensics.pipeline import ScanOptions, scan_runs
 from lora_forensics.plots import draw_plots, save_plots
+from lora_forensics.probed import load_probed
 from lora_forensics.records import SCHEMA, Run, Severity, Skipped, Summary, Verdict
 from lora_forensics.reports import REPORTS
 from lora_forensics.reports.text import count
@@ -34,7 +35,18 @@ from lora_forensics.store import (
     save_runs,
 )
 
-__all__ = ["Scan", "ScanOptions", "check_rules", "load_summary", "pick_checkpoint", "report", "scan", "write_reports"]
+__all__ = [
+    "Scan",
+    "ScanOptions",
+    "check_rules",
+    "load_summary",
+    "locate_run",
+    "pick_checkpoint",
+    "report",
+    "scan",
+    "update_summary",
+    "write_reports",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +141,7 @@ def pick_checkpoint(run: Path, options: ScanOptions) -> tuple[Path | None, str]:
     Raises:
         UsageError: there is no run, or there are several; the hint names them.
     """
-    chosen, root = find_run(run, options)
-    check_writable(options.out)
-    known = name_in(options.out, chosen)  # measured by a scan of a folder above: not again under another name
-    chosen = replace(chosen, name=known or reserve(chosen, options.out, set()))
+    chosen, root = locate_run(run, options)
     (result,) = scan_runs([(chosen, root)], options)
     if isinstance(result, LoraForensicsError):
         raise result
@@ -140,6 +149,18 @@ def pick_checkpoint(run: Path, options: ScanOptions) -> tuple[Path | None, str]:
     if keep is None:
         return None, f"{chosen.name}: no checkpoint to name: {result.verdict.message}"
     return chosen.path / keep.checkpoint, ""
+
+
+def locate_run(run: Path, options: ScanOptions) -> tuple[Run, Path]:
+    """One run under the name that it has in OUT, and the folder that it was found under.
+
+    Raises:
+        UsageError: there is no run, or there are several; the hint names them.
+    """
+    chosen, root = find_run(run, options)
+    check_writable(options.out)
+    known = name_in(options.out, chosen)  # measured by a scan of a folder above: not again under another name
+    return replace(chosen, name=known or reserve(chosen, options.out, set())), root
 
 
 def find_run(run: Path, options: ScanOptions) -> tuple[Run, Path]:
@@ -202,15 +223,30 @@ def report(out: Path, reports: Sequence[str], options: AssessOptions | None = No
             save_plots(folder / "plots", series, stored.layers, stored.checkpoints, verdict)
             verdicts.append(verdict)
         else:
-            assessment = assess(stored.layers, stored.checkpoints, stored.notes, options)
+            probed = load_probed(folder)
+            assessment = assess(stored.layers, stored.checkpoints, stored.notes, options, probed)
             drawn = draw_plots(assessment.series, stored.layers, stored.checkpoints, assessment.verdict)
-            save_assessment(folder, assessment, drawn, assessment_key(stored, options))
+            save_assessment(folder, assessment, drawn, assessment_key(stored, options, probed))
             verdicts.append(assessment.verdict)
     if lost and len(lost) == len(verdicts):
         raise SeriesError(f"{lost[0].path} holds no layers.parquet", "scan again")
     summary = replace(summary, runs=tuple(verdicts), skipped=(*summary.skipped, *lost))
     write_reports(summary, reports)
     return summary, lost
+
+
+def update_summary(out: Path, verdict: Verdict, names: Iterable[str]) -> None:
+    """Put one run's new verdict into the summary of OUT; write the reports that are named or are there."""
+    try:
+        summary = load_summary(out)
+    except SeriesError:
+        summary = Summary((), (), versions(), out)
+    others = [entry for entry in summary.runs if entry.run != verdict.run]
+    place = next((at for at, entry in enumerate(summary.runs) if entry.run == verdict.run), len(others))
+    others.insert(place, verdict)
+    files = {name: REPORTS[name]().filename for name in REPORTS}
+    there = [name for name, file in files.items() if file is not None and (out / file).exists()]
+    write_reports(replace(summary, runs=tuple(others)), (*names, *there))
 
 
 def write_reports(summary: Summary, names: Iterable[str]) -> None:

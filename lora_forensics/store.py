@@ -15,6 +15,7 @@ import polars as pl
 
 from lora_forensics.assess import Assessment, versions
 from lora_forensics.errors import SeriesError, UsageError
+from lora_forensics.probed import Probed
 from lora_forensics.records import Run, RunNotes, Verdict
 from lora_forensics.reports import to_json
 from lora_forensics.series import (
@@ -104,9 +105,9 @@ def save_measured(folder: Path, measured: Measured) -> None:
     write_table(measured.layers, folder / "layers.parquet", LAYER_COLUMNS, notes)
 
 
-def assessment_key(measured: Measured, options: AssessOptions) -> str:
-    """Changes when an assessment would: the tables, the options, the versions."""
-    known = json.dumps([measured.notes.to_dict(), repr(options), versions()])
+def assessment_key(measured: Measured, options: AssessOptions, probed: Probed) -> str:
+    """Changes when an assessment would: the tables, the options, the last probe, the versions."""
+    known = json.dumps([measured.notes.to_dict(), repr(options), versions(), probed.to_dict()])
     return hashlib.sha256(f"{known}|{measured.checkpoints.write_json()}".encode()).hexdigest()[:16]
 
 

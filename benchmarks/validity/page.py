@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import probe
 from candidates import CANDIDATES, Candidate
 from numpy.typing import NDArray
 from results import COUNTERPART, HARMFUL, LEAD, Results, overfitted
@@ -50,6 +51,7 @@ def write(results: Results, path: Path, unchanged: bool, small: bool) -> None:
         _lead(results),
         _confirmation(results),
         _held_out(results),
+        probe.section(path),
         _external(results),
         _methods(results),
         _limits(results),

@@ -92,6 +92,8 @@ def _section(verdict: Verdict, folder: Path | None) -> list[str]:
 def _verdict(verdict: Verdict) -> Iterator[str]:
     why = prose(text.why(verdict))
     yield f"- **Keep**: {code(verdict.keep.checkpoint) if verdict.keep else 'no answer'}: {why}"
+    if scored := text.probe(verdict):
+        yield f"- **Probe**: {prose(scored)}"
     said = "" if verdict.keep is None else text.headline(verdict)
     notes = (text.turning(verdict) or said, text.window(verdict), text.spread(verdict), text.last(verdict))
     if any(notes):

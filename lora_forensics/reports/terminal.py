@@ -75,6 +75,7 @@ class TerminalReport:
         else:
             page.path("keep", text.plain(verdict.keep.checkpoint), style="keep")
         page.row("why", text.why(verdict))
+        page.row("probe", text.probe(verdict))
         if self._verbose or verdict.keep is None or verdict.keep.rests_on != "held_out_loss":
             page.row("compare", text.candidates(verdict))
         elsewhere = verdict.keep is not None and verdict.turning_point is None

@@ -109,9 +109,36 @@ def why(verdict: Verdict) -> str:
     compared = ", ".join(f"{name}: {number(loss)}" for name, loss in others.items() if loss is not None)
     if keep.rests_on == "turning_point" and verdict.turning_point is not None:
         compared = _support(verdict)
+    if keep.rests_on == "probe":
+        reason, compared = _probe(verdict, reason)
     if keep.rests_on == "weights":
         compared = "in tests not shown to beat the middle one"
     return f"{reason} at {place(verdict, keep.step, keep.epoch)}" + (f" ({compared})" if compared else "")
+
+
+def _probe(verdict: Verdict, reason: str) -> tuple[str, str]:
+    """The score, and how much worse the next best is on the same samples."""
+    found = verdict.evidence.get("probe")
+    known = found if isinstance(found, dict) else {}
+    parts = [plain(known["scorer"])] if known.get("scorer") else []
+    second = known.get("runner_up")
+    if isinstance(second, dict):
+        gap = f"{plain(verdict.step_unit)} {number(second.get('step'))} is worse by {number(second.get('worse_by'), 2)}"
+        span = second.get("interval")
+        noise = f" [{number(span[0], 2)}, {number(span[1], 2)}]" if isinstance(span, list) and len(span) == 2 else ""
+        parts.append(gap + noise)
+    score = known.get("score")
+    return reason if score is None else f"{reason}: {number(score)}", "; ".join(parts)
+
+
+def probe(verdict: Verdict) -> str:
+    """Every checkpoint that a probe scored, with its score; '' where there was none."""
+    found = verdict.evidence.get("probe")
+    entries = found.get("evaluations") if isinstance(found, dict) else None
+    scored = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    unit = plain(verdict.step_unit)
+    said = ", ".join(f"{number(entry.get('step'))}: {number(entry.get('score'))}" for entry in scored)
+    return f"{unit} {said}" if said else ""
 
 
 def turning(verdict: Verdict) -> str:

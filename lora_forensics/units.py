@@ -26,10 +26,12 @@ from lora_forensics.adapters import (
     read_layout,
     read_settings,
 )
+from lora_forensics.analyses import ANALYSIS_COLUMNS
+from lora_forensics.analyses.frozen import Frozen, analyse
 from lora_forensics.base_model import BaseModel, open_base
 from lora_forensics.errors import CheckpointError
 from lora_forensics.metrics import METRICS
-from lora_forensics.moments import Weight, count_nonfinite, fitting, full_precision, widened
+from lora_forensics.moments import Weight, count_nonfinite, fitting, full_precision, wide_device, widened
 from lora_forensics.notices import Notices
 from lora_forensics.records import Checkpoint, Skipped, Unresolved, WeightRef
 from lora_forensics.series import MODULE_COLUMNS
@@ -45,8 +47,8 @@ class Unit:
 
     run: str
     checkpoints: tuple[Checkpoint, ...]
-    lead: bool
-    """The first is not measured: it is the predecessor of the second."""
+    lead: int
+    """How many of the first are not measured: the run's first, and the one before the others, or one that is both."""
     base: tuple[Path, ...]
     """Files or folders of the base model; none if there is none."""
     base_fingerprint: str
@@ -58,6 +60,10 @@ class Unit:
     """All singular values of every change, whatever that takes."""
     biases: bool = False
     """Also the norms of the changes of biases."""
+    analyses: tuple[str, ...] = ()
+    """Names in `analyses.ANALYSES`."""
+    cache: Path | None = None
+    """A folder for decompositions of base weights."""
 
 
 @dataclass(slots=True)
@@ -119,7 +125,8 @@ class _Entry:
 
 def measure_unit(unit: Unit, advance: Callable[[float], None] | None = None) -> UnitResult:
     """Measure all modules of a unit; `advance` is told of progress, in checkpoints."""
-    result = UnitResult({column.name: [] for column in (*MODULE_COLUMNS, *(metric.column for metric in METRICS))})
+    columns = (*MODULE_COLUMNS, *(metric.column for metric in METRICS), *ANALYSIS_COLUMNS)
+    result = UnitResult({column.name: [] for column in columns})
     loaded: list[_Loaded] = []
     for index in range(len(unit.checkpoints)):
         if (entry := _load(unit, index, result, loaded[-1] if loaded else None)) is not None:
@@ -237,7 +244,7 @@ def _measure_group(
     layers: Callable[[], dict[str, Layer | None]],
     result: UnitResult,
 ) -> None:
-    lead = int(unit.lead and group[0].loaded.index == 0)
+    lead = sum(entry.loaded.index < unit.lead for entry in group)
     if len(group) == lead:
         return
     first = group[0].module
@@ -256,10 +263,20 @@ def _measure_group(
         aside={role: widened(tensor) for role, tensor in stacked.items() if role in kind.aside},
     )
     weight = None if base is None or ref is None else _weight(base, ref)
+    analysed: dict[str, list[float]] = {}
     try:
-        moments = kind.change(stack).moments(weight, torch.device(unit.device), unit.spectra)
+        change = kind.change(stack)
+        moments = change.moments(weight, torch.device(unit.device), unit.spectra)
+        if unit.analyses and weight is not None:
+            frozen = Frozen(
+                weight.matrix(wide_device(torch.device(unit.device))), unit.cache, f"{unit.base_fingerprint}|{ref!r}"
+            )
+            whole = [None if n else place for place, n in enumerate(moments.nonfinite.tolist(), start=lead)]
+            analysed = analyse(unit.analyses, frozen, change, whole, first.layout.rank)
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         raise CheckpointError("its numbers are too large or too small to compute with") from error
+    if group[0].loaded.index:  # the run's first checkpoint does not have this module
+        moments = replace(moments, down_moved=torch.full_like(moments.down_moved, torch.nan))
     if stack.aside:
         moments = replace(moments, nonfinite=moments.nonfinite + count_nonfinite(*stack.aside.values())[lead:])
     if unit.biases:
@@ -272,6 +289,8 @@ def _measure_group(
     for metric in METRICS:
         known = metric.needs <= moments.known
         result.rows[metric.column.name].extend(metric.compute(moments).tolist() if known else [None] * count)
+    for extra in ANALYSIS_COLUMNS:
+        result.rows[extra.name].extend(analysed.get(extra.name, [None] * count))
     rows, columns = (weight.rows, weight.columns) if weight else (first.layout.rows, first.layout.columns)
     same = {
         "run": unit.run,

@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from lora_forensics.advice import advice, few, health, message_of
+from lora_forensics.course import course_findings, course_of, in_words, modules_of, reset_findings, resets
 from lora_forensics.detectors import DEFAULT_DETECTOR, DETECTORS, Curve, half_of_path
 from lora_forensics.evidence import agreement, by_group, layer_interval, movement, null_band, window_sweep
 from lora_forensics.records import (
@@ -33,6 +34,7 @@ from lora_forensics.similarity import (
     complete,
     curve_of,
     first_known,
+    means_of,
     places_of,
     series_of,
     similarity_of,
@@ -47,6 +49,8 @@ class Assessment:
     verdict: Verdict
     series: pl.DataFrame
     """series.parquet."""
+    modules: pl.DataFrame
+    """modules.parquet."""
 
 
 def assess_run(
@@ -90,7 +94,10 @@ def assess(
     """As `assess_run`, with the series."""
     notes, options = notes or RunNotes(), options or AssessOptions()
     layers = complete(layers)
-    places = places_of(layers, checkpoints)
+    whole = places_of(layers, checkpoints)
+    cuts = resets(layers)
+    since = pl.col("step") >= (cuts[-1] if cuts else 0)
+    layers, places = layers.filter(since), whole.filter(since)
     similarity = similarity_of(layers, places, options)
     steps = similarity.frame["step"].to_list()
     cadence = float(np.median(np.diff(steps))) if len(steps) > 1 else None
@@ -100,21 +107,28 @@ def assess(
     turning = _turning_point(series, curve, similarity, options)
     status = _status(similarity.scope, series, window, turning)
     turning = turning if status == "turning_point" else None
+    modules = modules_of(layers, places)
+    course = course_of(similarity.scope, places, modules)
+    series = _with_course(series, course, similarity.scope, places)
     broken = _broken(layers, places)
     keep, evidence = _keep(places, _by_weights(similarity.scope, places, status, options), turning, broken)
     if turning is not None and curve is not None:
         evidence |= _describe(similarity, series, curve, turning, options.detector)
     evidence["valleys"] = series.filter(pl.col("valley").is_not_null())["step"].to_list()
-    evidence["steps"] = [places["step"][0], places["step"][-1]] if len(places) else None
+    evidence["steps"] = [whole["step"][0], whole["step"][-1]] if len(whole) else None
+    evidence["resets"] = cuts
+    evidence["analyses"] = in_words(modules, course, similarity.scope)
     evidence["alignment"] = "value j is computed from checkpoints j .. j+3M-2 and belongs to checkpoint j"
     evidence["agreement"] = agreement(series, places, turning.step if turning else None)
     candidates = _candidates(keep, turning, places, similarity.scope, broken)
     findings = [
         *notes.findings,
+        *reset_findings(cuts, notes.step_unit),
         *health(layers, similarity, notes.step_unit),
         *findings,
         *advice(places, turning, keep, similarity, evidence, notes.step_unit),
         *few(status, places, candidates),
+        *course_findings(modules, course, similarity.scope, status, notes.step_unit),
     ]
     name = str(first_known(layers, "run") or first_known(places, "run") or "run")
     verdict = Verdict(
@@ -132,7 +146,7 @@ def assess(
         similarity=options.similarity,
         components=similarity.components,
         base_model=notes.base if notes.base.total else _summary(layers),
-        checkpoints=len(places),
+        checkpoints=len(whole),
         findings=tuple(findings),
         skipped=notes.skipped,
         trainer=notes.trainer,
@@ -142,7 +156,7 @@ def assess(
         message=message_of(status, places, series, window, notes, options),
         versions=versions(),
     )
-    return Assessment(verdict, series)
+    return Assessment(verdict, series, modules)
 
 
 def versions() -> dict[str, str]:
@@ -159,6 +173,17 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def _with_course(series: pl.DataFrame, course: pl.DataFrame, scope: pl.DataFrame, places: pl.DataFrame) -> pl.DataFrame:
+    """The series with the columns of the course; without any cosine, one row per checkpoint of all that needs none."""
+    if series.is_empty() and not scope.is_empty():
+        there = places.filter(pl.col("step").is_in(scope["step"].implode()))
+        means = means_of(scope).rename({"modules": "all"}).drop("all", "mean_cosine", "mean_cosine_rowwise")
+        blank = series.drop(name for name in series.columns if name.startswith("mean_")).clear()
+        known = there.select("run", "step", "epoch", "checkpoint", "learning_rate")
+        series = pl.concat([blank, known], how="diagonal").join(means, on="step", how="left").sort("step")
+    return series.join(course, on="step", how="left", maintain_order="left")
 
 
 def _turning_point(

@@ -108,8 +108,9 @@ def assess(
     status = _status(similarity.scope, series, window, turning)
     turning = turning if status == "turning_point" else None
     modules = modules_of(layers, places)
-    course = course_of(similarity.scope, places, modules)
-    series = _with_course(series, course, similarity.scope, places)
+    scoped = modules.filter(pl.col("module").is_in(similarity.scope["module"].unique().implode()))
+    course = course_of(similarity.scope, places, scoped)
+    told = _with_course(series, course, similarity.scope, places)
     broken = _broken(layers, places)
     keep, evidence = _keep(places, _by_weights(similarity.scope, places, status, options), turning, broken)
     if turning is not None and curve is not None:
@@ -117,9 +118,9 @@ def assess(
     evidence["valleys"] = series.filter(pl.col("valley").is_not_null())["step"].to_list()
     evidence["steps"] = [whole["step"][0], whole["step"][-1]] if len(whole) else None
     evidence["resets"] = cuts
-    evidence["analyses"] = in_words(modules, course, similarity.scope)
+    evidence["analyses"] = in_words(scoped, course, similarity.scope)
     evidence["alignment"] = "value j is computed from checkpoints j .. j+3M-2 and belongs to checkpoint j"
-    evidence["agreement"] = agreement(series, places, turning.step if turning else None)
+    evidence["agreement"] = agreement(told, places, turning.step if turning else None)
     candidates = _candidates(keep, turning, places, similarity.scope, broken)
     findings = [
         *notes.findings,
@@ -128,7 +129,7 @@ def assess(
         *findings,
         *advice(places, turning, keep, similarity, evidence, notes.step_unit),
         *few(status, places, candidates),
-        *course_findings(modules, course, similarity.scope, status, notes.step_unit),
+        *course_findings(scoped, course, similarity.scope, status, notes.step_unit),
     ]
     name = str(first_known(layers, "run") or first_known(places, "run") or "run")
     verdict = Verdict(
@@ -156,7 +157,7 @@ def assess(
         message=message_of(status, places, series, window, notes, options),
         versions=versions(),
     )
-    return Assessment(verdict, series, modules)
+    return Assessment(verdict, told, modules)
 
 
 def versions() -> dict[str, str]:

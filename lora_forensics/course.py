@@ -32,14 +32,16 @@ def resets(layers: pl.DataFrame) -> list[int]:
     """Steps at which the adapter starts anew: its changes have shrunk, or its down factors were drawn again."""
     if "delta_norm" not in layers.columns or layers.is_empty():
         return []
-    turned = pl.col("down_rotation") if "down_rotation" in layers.columns else pl.lit(None, pl.Float64)
     norm, before, after = pl.col("delta_norm"), pl.col("before"), pl.col("after")
-    # a single empty file between two of one size is a hole, no new start
-    hole = ((norm == 0) & (after > FELL * before)).fill_null(value=False)
     known = before.is_finite() & (before > 0) & norm.is_finite()
-    frame = layers.select("step", "module", "delta_norm", turned=turned).sort("step")
+    frame = layers.select(
+        "step", "module", "delta_norm", turned=_column(layers, "down_rotation"), down=_column(layers, "down_norm")
+    ).sort("step")
     frame = frame.with_columns(before=norm.shift().over("module"), after=norm.shift(-1).over("module")).filter(known)
-    new = ((norm <= FELL * before) & ~hole) | (pl.col("turned").fill_nan(None) > REDRAWN).fill_null(value=False)
+    # an empty file between two of one size is a hole, and one at the end no start: A has to be there, or D to grow anew
+    goes_on = (norm > 0) | ((after > 0) & ((after <= FELL * before) | (pl.col("down") > 0).fill_null(value=False)))
+    redrawn = (norm > 0) & (pl.col("turned").fill_nan(None) > REDRAWN)
+    new = ((norm <= FELL * before) & goes_on).fill_null(value=False) | redrawn.fill_null(value=False)
     share = frame.group_by("step").agg(new.mean().alias("share"))
     return share.filter(pl.col("share") >= MOST)["step"].sort().to_list()
 
@@ -60,7 +62,7 @@ def course_of(scope: pl.DataFrame, places: pl.DataFrame, modules: pl.DataFrame) 
     Args:
         scope: rows of layers.parquet.
         places: checkpoints.parquet.
-        modules: from `modules_of`.
+        modules: from `modules_of`, those of the scope.
     """
     steps = places.select("step")
     scope = scope.filter(pl.col("step").is_in(steps["step"].implode()))
@@ -78,7 +80,7 @@ def course_of(scope: pl.DataFrame, places: pl.DataFrame, modules: pl.DataFrame) 
         .fill_nan(None)
         .alias("magnitude_direction"),
     )
-    known = modules.filter(pl.col("module").is_in(scope["module"].unique().implode()))["settled_step"]
+    known = modules["settled_step"]
     course = steps.join(path, on="step", how="left").join(totals, on="step", how="left").sort("step")
     return course.select(
         "step",
@@ -115,11 +117,8 @@ def modules_of(layers: pl.DataFrame, places: pl.DataFrame) -> pl.DataFrame:
         length = float(np.nansum(way)) if np.isfinite(way).any() else None
         if scale is not None and math.isfinite(scale):
             through[owner] = through.get(owner, 1.0) * scale
-        module |= {
-            "path_length": length,
-            "displacement": norm,
-            "directness": norm / length if length and norm else None,
-        }
+        straight = norm / length if length and norm is not None else None
+        module |= {"path_length": length, "displacement": norm, "directness": straight}
         module |= {"settled_step": _settled(steps, way, dose), "scale_through": scale and through.get(owner)}
         rows.append(module)
     return pl.DataFrame(rows, schema=schema(RUN_MODULE_COLUMNS))
@@ -148,7 +147,7 @@ def course_findings(
 ) -> list[Finding]:
     """What of it is worth a line: modules that stopped early, intruder dimensions, and what a missing base leaves."""
     found = []
-    early = course.filter((pl.col("settled") >= 0.5) & (pl.col("step") <= course["step"].quantile(2 / 3)))["step"]
+    early = course.filter((pl.col("settled") >= 0.5) & (pl.col("step") <= pl.col("step").quantile(2 / 3)))["step"]
     if len(early):
         number = int((modules["settled_step"] <= early[0]).sum())
         message = f"{number} of {len(modules)} modules had stopped moving by {unit} {early[0]}"

@@ -96,6 +96,9 @@ def _verdict(verdict: Verdict) -> Iterator[str]:
     notes = (text.turning(verdict) or said, text.window(verdict), text.spread(verdict), text.last(verdict))
     if any(notes):
         yield f"- **CS-Fluctuation**: {'; '.join(prose(note) for note in notes if note)}"
+    course = text.analyses(verdict)
+    if course:
+        yield f"- **Course**: {prose(course)}"
     base = verdict.base_model
     if base.total:
         known = f", {code(base.path)}" if base.path else ""

@@ -39,7 +39,7 @@ _OWNER = "run.txt"
 """File in a run's folder that says which run it is of; written first, so that no other scan takes the name."""
 _KEY = "lora_forensics.assessment"
 """Key in the metadata of series.parquet: what the assessment was made from."""
-_PLOTS = ("similarity.png", "similarity.svg", "modules.png", "modules.svg")
+_PLOTS = tuple(f"{name}.{kind}" for name in ("similarity", "modules", "decomposition") for kind in ("png", "svg"))
 
 
 def check_writable(out: Path) -> None:

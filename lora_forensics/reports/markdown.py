@@ -17,6 +17,7 @@ _LISTED = 50
 PICTURES = (
     ("similarity.png", "cosine similarity and CS-Fluctuation over the steps"),
     ("modules.png", "cosine of each module over the steps"),
+    ("decomposition.png", "magnitude against direction change of each module"),
 )
 """Files in `<run>/plots` that are shown, and what is on them."""
 

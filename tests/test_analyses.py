@@ -236,15 +236,8 @@ def test_what_needs_no_base_model_is_told_without_one(tmp_path: Path) -> None:
     with_base, without = (assess(m.layers, m.checkpoints, m.notes) for m in (known, alone))
     assert without.verdict.status == "no_base_model"
     assert "without-base" in [f.rule for f in without.verdict.findings]
-    same = (
-        "path_length",
-        "directness",
-        "angle",
-        "mean_delta_norm",
-        "mean_effective_rank",
-        "mean_rotation",
-        "mean_down_moved",
-    ):
+    means = ("mean_delta_norm", "mean_effective_rank", "mean_rotation", "mean_down_moved")
+    for column in ("path_length", "directness", "angle", *means):
         np.testing.assert_allclose(
             without.series[column].cast(pl.Float64).fill_null(math.nan),
             with_base.series[column].cast(pl.Float64).fill_null(math.nan),

@@ -96,8 +96,9 @@ def assess(
     layers = complete(layers)
     whole = places_of(layers, checkpoints)
     cuts = resets(layers)
-    since = pl.col("step") >= (cuts[-1] if cuts else 0)
-    layers, places = layers.filter(since), whole.filter(since)
+    places = whole
+    if cuts:
+        layers, places = (table.filter(pl.col("step") >= cuts[-1]) for table in (layers, whole))
     similarity = similarity_of(layers, places, options)
     steps = similarity.frame["step"].to_list()
     cadence = float(np.median(np.diff(steps))) if len(steps) > 1 else None

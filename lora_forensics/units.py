@@ -263,7 +263,7 @@ def _measure_group(
         aside={role: widened(tensor) for role, tensor in stacked.items() if role in kind.aside},
     )
     weight = None if base is None or ref is None else _weight(base, ref)
-    analysed: dict[str, list[float]] = {}
+    analysed: dict[str, list[float | None]] = {}
     try:
         change = kind.change(stack)
         moments = change.moments(weight, torch.device(unit.device), unit.spectra)

@@ -23,7 +23,7 @@ from lora_forensics.errors import UsageError
 from lora_forensics.evidence import movement
 from lora_forensics.measure import Measured, MeasureOptions, measure_run
 from lora_forensics.metrics import METRICS
-from lora_forensics.moments import GivenChange, ScaledChange, Weight
+from lora_forensics.moments import GivenChange, LowRankChange, ScaledChange, Weight
 
 METRIC = {metric.column.name: metric.compute for metric in METRICS}
 ALL = ("columns", "intruders", "subspace")
@@ -126,6 +126,31 @@ def test_columns_that_were_paid_for_are_kept(tmp_path: Path) -> None:
     assert fewer.new == 0
     assert fewer.layers.equals(first.layers)
     assert measure(fewer, "intruders", "columns").new == 2
+
+
+def test_a_broken_checkpoint_has_no_analysis_and_its_neighbours_do(tmp_path: Path) -> None:
+    """NaN in a file is NaN, or null for a count, in its own rows only."""
+    written = peft_run(tmp_path, steps=[10, 20, 30])
+    file = written.path / "checkpoint-20" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = next(name for name in tensors if "q_proj.lora_B" in name)
+    tensors[name][0, 0] = math.nan
+    save_file(tensors, file, {"format": "pt"})
+    layers = measure_run(only(written.path), written.base, options=MeasureOptions(analyses=ALL)).layers
+    part = layers.filter(pl.col("module") == name.removesuffix(".lora_B.weight")).sort("step")
+    assert part["intruder_dimensions"].is_null().to_list() == [False, True, False]
+    for column in ("magnitude_change_columns", "intruder_cosine", "subspace_share", "down_moved"):
+        assert part[column].is_nan().to_list() == [False, True, False], column
+
+
+def test_16_bit_factors_move_as_their_numbers_do() -> None:
+    """Differences are taken in float32, not in the stored type."""
+    down = torch.randn(3, 4, 50, generator=torch.Generator().manual_seed(0)).bfloat16()
+    change = LowRankChange(down, torch.ones(3, 6, 4).bfloat16(), torch.ones(3, dtype=torch.float64))
+    found = METRIC["down_moved"](change.moments(None, torch.device("cpu")))
+    wide = down.double()
+    expected = (wide - wide[0]).flatten(1).norm(dim=1) / wide[0].norm()
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
 
 
 def test_an_unknown_analysis_is_bad_usage() -> None:

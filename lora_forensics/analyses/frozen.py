@@ -115,14 +115,15 @@ def _by_products(matrix: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
 @torch.no_grad()
 def analyse(
     names: Sequence[str], frozen: Frozen, change: Change, indices: Sequence[int | None], rank: int | None
-) -> dict[str, list[float]]:
+) -> dict[str, list[float | None]]:
     """Columns of the named analyses at checkpoints of a change; None stands for one that holds NaN or Inf."""
-    found: dict[str, list[float]] = {column.name: [] for name in names for column in ANALYSES[name].columns}
+    found: dict[str, list[float | None]] = {column.name: [] for name in names for column in ANALYSES[name].columns}
+    sound = bool(frozen.matrix.isfinite().all())
     for index in indices:
-        delta = None if index is None else change.delta(index, frozen.matrix, frozen.matrix.device)
+        delta = None if index is None or not sound else change.delta(index, frozen.matrix, frozen.matrix.device)
         for name in names:
             analysis = ANALYSES[name]
-            none = (torch.nan,) * len(analysis.columns)
+            none = [None if column.dtype == "Int64" else torch.nan for column in analysis.columns]
             values = none if delta is None else analysis.compute(frozen, delta.to(frozen.matrix), rank)
             for column, value in zip(analysis.columns, values, strict=True):
                 found[column.name].append(value)

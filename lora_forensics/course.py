@@ -34,10 +34,11 @@ def resets(layers: pl.DataFrame) -> list[int]:
         return []
     norm, before, after = pl.col("delta_norm"), pl.col("before"), pl.col("after")
     known = before.is_finite() & (before > 0) & norm.is_finite()
+    same = [name for name in ("module", "rank", "rows", "columns") if name in layers.columns]  # else another training
     frame = layers.select(
-        "step", "module", "delta_norm", turned=_column(layers, "down_rotation"), down=_column(layers, "down_norm")
+        "step", *same, "delta_norm", turned=_column(layers, "down_rotation"), down=_column(layers, "down_norm")
     ).sort("step")
-    frame = frame.with_columns(before=norm.shift().over("module"), after=norm.shift(-1).over("module")).filter(known)
+    frame = frame.with_columns(before=norm.shift().over(same), after=norm.shift(-1).over(same)).filter(known)
     # an empty file between two of one size is a hole, and one at the end no start: A has to be there, or D to grow anew
     goes_on = (norm > 0) | ((after > 0) & ((after <= FELL * before) | (pl.col("down") > 0).fill_null(value=False)))
     redrawn = (norm > 0) & (pl.col("turned").fill_nan(None) > REDRAWN)

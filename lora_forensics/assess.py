@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from lora_forensics.advice import advice, deleted, few, health, message_of
+from lora_forensics.course import course_findings, course_of, in_words, modules_of, reset_findings, resets
 from lora_forensics.detectors import DEFAULT_DETECTOR, DETECTORS, Curve, half_of_path
 from lora_forensics.evidence import agreement, by_group, layer_interval, movement, null_band, window_sweep
 from lora_forensics.probed import Answer, Probed, answer_of, with_best
@@ -34,6 +35,7 @@ from lora_forensics.similarity import (
     complete,
     curve_of,
     first_known,
+    means_of,
     places_of,
     series_of,
     similarity_of,
@@ -48,6 +50,8 @@ class Assessment:
     verdict: Verdict
     series: pl.DataFrame
     """series.parquet."""
+    modules: pl.DataFrame
+    """modules.parquet."""
 
 
 def assess_run(
@@ -92,7 +96,11 @@ def assess(
     """As `assess_run`, with the series; the answer of a probe counts for more than anything else."""
     notes, options = notes or RunNotes(), options or AssessOptions()
     layers = complete(layers)
-    places = places_of(layers, checkpoints)
+    whole = places_of(layers, checkpoints)
+    cuts = resets(layers)
+    places = whole
+    if cuts:
+        layers, places = (table.filter(pl.col("step") >= cuts[-1]) for table in (layers, whole))
     similarity = similarity_of(layers, places, options)
     steps = similarity.frame["step"].to_list()
     cadence = float(np.median(np.diff(steps))) if len(steps) > 1 else None
@@ -103,28 +111,36 @@ def assess(
     status = _status(similarity.scope, series, window, turning)
     turning = turning if status == "turning_point" else None
     broken = broken_steps(layers, places)
+    modules = modules_of(layers, places)
+    scoped = modules.filter(pl.col("module").is_in(similarity.scope["module"].unique().implode()))
+    course = course_of(similarity.scope, places, scoped)
+    told = _with_course(series, course, similarity.scope, places)
     keep, evidence = _keep(places, _by_weights(similarity.scope, places, status, options), turning, broken)
     candidates = _candidates(keep, turning, places, similarity.scope, broken)
-    answer = _answer(probed, places, broken, notes.step_unit)
+    answer = _answer(probed, whole, broken, notes.step_unit)
     if answer is not None:
-        keep, evidence = _probed_keep(answer, places), evidence | {"probe": answer.evidence}
+        keep, evidence = _probed_keep(answer, whole), evidence | {"probe": answer.evidence}
         candidates = with_best(candidates, answer)
     if turning is not None and curve is not None:
         evidence |= _describe(similarity, series, curve, turning, options.detector)
     if keep is not None and keep.checkpoint in notes.pruned:
         keep = None
     evidence["valleys"] = series.filter(pl.col("valley").is_not_null())["step"].to_list()
-    evidence["steps"] = [places["step"][0], places["step"][-1]] if len(places) else None
+    evidence["steps"] = [whole["step"][0], whole["step"][-1]] if len(whole) else None
+    evidence["resets"] = cuts
+    evidence["analyses"] = in_words(scoped, course, similarity.scope)
     evidence["alignment"] = "value j is computed from checkpoints j .. j+3M-2 and belongs to checkpoint j"
-    evidence["agreement"] = agreement(series, places, turning.step if turning else None)
+    evidence["agreement"] = agreement(told, places, turning.step if turning else None)
     candidates = tuple(candidate for candidate in candidates if candidate.checkpoint not in notes.pruned)
     findings = [
         *notes.findings,
+        *reset_findings(cuts, notes.step_unit),
         *health(layers, similarity, notes.step_unit),
         *findings,
         *advice(places, turning, keep, similarity, evidence, notes.step_unit),
         *few(status, places, candidates),
         *deleted(notes, places),
+        *course_findings(scoped, course, similarity.scope, status, notes.step_unit),
         *(answer.findings if answer else ()),
     ]
     name = str(first_known(layers, "run") or first_known(places, "run") or "run")
@@ -143,7 +159,7 @@ def assess(
         similarity=options.similarity,
         components=similarity.components,
         base_model=notes.base if notes.base.total else _summary(layers),
-        checkpoints=len(places),
+        checkpoints=len(whole),
         findings=tuple(findings),
         skipped=notes.skipped,
         trainer=notes.trainer,
@@ -153,7 +169,7 @@ def assess(
         message=message_of(status, places, series, window, notes, options),
         versions=versions(),
     )
-    return Assessment(verdict, series)
+    return Assessment(verdict, told, modules)
 
 
 def versions() -> dict[str, str]:
@@ -170,6 +186,17 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def _with_course(series: pl.DataFrame, course: pl.DataFrame, scope: pl.DataFrame, places: pl.DataFrame) -> pl.DataFrame:
+    """The series with the columns of the course; without any cosine, one row per checkpoint of all that needs none."""
+    if series.is_empty() and not scope.is_empty():
+        there = places.filter(pl.col("step").is_in(scope["step"].implode()))
+        means = means_of(scope).rename({"modules": "all"}).drop("all", "mean_cosine", "mean_cosine_rowwise")
+        blank = series.drop(name for name in series.columns if name.startswith("mean_")).clear()
+        known = there.select("run", "step", "epoch", "checkpoint", "learning_rate")
+        series = pl.concat([blank, known], how="diagonal").join(means, on="step", how="left").sort("step")
+    return series.join(course, on="step", how="left", maintain_order="left")
 
 
 def _turning_point(

@@ -129,6 +129,12 @@ def measuring(command: F) -> F:
                 "--memory", default="1GB", show_default=True, help="Checkpoints that a worker holds at once, e.g. 4GB."
             ),
             click.option("--spectra", is_flag=True, help=_SPECTRA),
+            click.option(
+                "--analysis",
+                "analyses",
+                multiple=True,
+                help="Also fill columns that cost more: columns, intruders, subspace (repeatable).",
+            ),
             click.option("--rescan", is_flag=True, help="Measure everything again, not only what is new."),
         )
     ):
@@ -389,6 +395,7 @@ def _scan_options(settings: dict[str, Any], reports: tuple[str, ...], progress: 
             settings["ray_address"],
             settings["download"],
             spectra=settings["spectra"],
+            analyses=settings["analyses"],
             progress=progress,
         ),
         assess=_assess_options(settings),

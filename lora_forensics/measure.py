@@ -10,10 +10,12 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lora_forensics.adapters import KINDS
+from lora_forensics.analyses import ANALYSES
 from lora_forensics.base_model import BaseModel, check_hash, find_base
 from lora_forensics.engines import ENGINES, Engine, EngineSettings
 from lora_forensics.errors import BaseModelError, LoraForensicsError, UsageError
@@ -71,14 +73,21 @@ class MeasureOptions:
     """The folder that the run was found under; bounds the search for its base."""
     spectra: bool = False
     """All singular values of every change, also of those that a dense decomposition is needed for."""
+    analyses: tuple[str, ...] = ()
+    """Names in `analyses.ANALYSES`."""
+    cache: Path | None = None
+    """A folder for decompositions of base weights, which only some analyses need."""
     progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant.
 
         Raises:
-            UsageError: an unknown engine or device.
+            UsageError: an unknown engine, device or analysis.
         """
+        for name in self.analyses:
+            if name not in ANALYSES:
+                raise UsageError(f"no analysis is called {name!r}", f"choose from {', '.join(ANALYSES)}")
         if self.engine not in ENGINES:
             raise UsageError(f"no engine is called {self.engine!r}", f"choose from {', '.join(ENGINES)}")
         if not _DEVICE.fullmatch(self.device):
@@ -144,12 +153,12 @@ class Measuring:
         if not isinstance(run, Run):
             raise UsageError(f"{run} is no run", "discover_runs also yields Skipped: measure only what is a Run")
         self._run = run
-        self._options = options
         self._frozen, self._problem = _find_base(run, base, known, options)
         # a base that was there and is gone for now (another disk or folder) must not cost what was measured with it
         lost = self._frozen is None and known is not None and known.notes.base.matched
         self._away = known.notes if known and lost else None
-        self._measured_with = self._away.measured_with if self._away else _key(self._frozen, options)
+        self._options = options = _as_measured(run, self._frozen, options, known)
+        self._measured_with = self._away.measured_with if self._away else _key(run, self._frozen, options)
         reusable = known if known and known.notes.measured_with == self._measured_with else None
         self._pruned = gone(run, known)
         if reusable is None:  # no file is left to measure against what is new
@@ -228,9 +237,20 @@ class Measuring:
         paths, fingerprint = (tuple(frozen.paths), frozen.fingerprint) if frozen else ((), "")
         if lead and run.checkpoints[start].pruned:
             start, lead = start + 1, False
-        checkpoints = run.checkpoints[start:stop]
+        origin = not run.checkpoints[0].pruned
+        first = run.checkpoints[:1] if start and origin else ()  # movement is also told from there
         return Unit(
-            run.name, checkpoints, lead, paths, fingerprint, options.device, options.memory, spectra=options.spectra
+            run.name,
+            (*first, *run.checkpoints[start:stop]),
+            len(first) + lead,
+            paths,
+            fingerprint,
+            options.device,
+            options.memory,
+            origin=origin,
+            spectra=options.spectra,
+            analyses=options.analyses,
+            cache=options.cache,
         )
 
 
@@ -290,10 +310,22 @@ def _find_base(
         return None, f"{error.message}. {error.hint}" if error.hint else error.message
 
 
-def _key(frozen: BaseModel | None, options: MeasureOptions) -> str:
+def _as_measured(run: Run, frozen: BaseModel | None, options: MeasureOptions, known: Measured | None) -> MeasureOptions:
+    """The options with the analyses that the known rows have, if those are all that are asked for and more."""
+    for chosen in product((True, False), repeat=len(ANALYSES)):
+        names = tuple(name for name, used in zip(ANALYSES, chosen, strict=True) if used)
+        wider = replace(options, analyses=names)
+        if set(options.analyses) <= set(names) and known and known.notes.measured_with == _key(run, frozen, wider):
+            return wider
+    return replace(options, analyses=tuple(name for name in ANALYSES if name in options.analyses))
+
+
+def _key(run: Run, frozen: BaseModel | None, options: MeasureOptions) -> str:
+    first = run.checkpoints[0].fingerprint if run.checkpoints else ""
     columns = ",".join(column.name for column in LAYER_COLUMNS)
     base = frozen.fingerprint if frozen else ""
-    text = f"{SCHEMA}|{columns}|{','.join(KINDS)}|{base}{'|spectra' if options.spectra else ''}"
+    text = f"{SCHEMA}|{columns}|{','.join(KINDS)}|{base}|{first}{'|spectra' if options.spectra else ''}"
+    text += "".join(f"|{name}" for name in options.analyses)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 _STORING = 0.05
 """Share of the time that storing a run's first blocks may take while the rest of it is measured."""
 
+_DECOMPOSITIONS = ".decompositions"
+"""Folder in OUT of what analyses made of base weights: may be deleted, and is made again."""
+
 
 @dataclass(frozen=True, slots=True)
 class ScanOptions:
@@ -153,7 +156,7 @@ class _Scan:
 
     def _begin(self, place: int) -> None:
         run, root = self._runs[place]
-        options = replace(self._options.measure, search_root=root)
+        options = replace(self._options.measure, search_root=root, cache=self._options.out / _DECOMPOSITIONS)
         stored = load_measured(self._folder(place))
         known = only_pruned(stored) if self._options.rescan else stored
         try:

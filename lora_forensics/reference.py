@@ -5,7 +5,14 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from lora_forensics.series import CHECKPOINT_COLUMNS, RUN_COLUMNS, SERIES_COLUMNS, Column
+from lora_forensics.series import (
+    CHECKPOINT_COLUMNS,
+    COURSE_COLUMNS,
+    RUN_COLUMNS,
+    RUN_MODULE_COLUMNS,
+    SERIES_COLUMNS,
+    Column,
+)
 from lora_forensics.tables import LAYER_COLUMNS
 
 TABLES: dict[str, tuple[str, Sequence[Column]]] = {
@@ -13,8 +20,9 @@ TABLES: dict[str, tuple[str, Sequence[Column]]] = {
     "checkpoints.parquet": ("one row per checkpoint: what the trainer left", CHECKPOINT_COLUMNS),
     "series.parquet": (
         "one row per checkpoint used; `mean_<metric>` columns follow, the means over the same modules",
-        SERIES_COLUMNS,
+        (*SERIES_COLUMNS, *COURSE_COLUMNS),
     ),
+    "modules.parquet": ("one row per module", RUN_MODULE_COLUMNS),
     "runs.parquet": ("one row per run of the last scan", RUN_COLUMNS),
 }
 """File to what its rows are, and its columns."""

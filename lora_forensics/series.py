@@ -134,6 +134,72 @@ SERIES_COLUMNS = (
 )
 """Columns of series.parquet; `mean_<metric>` columns follow, the mean of every metric over the same modules."""
 
+COURSE_COLUMNS = (
+    Column(
+        "path_length",
+        "Float64",
+        "way that all modules together moved up to here, checkpoint by checkpoint from the base",
+        formula="sum_t |D_t - D_previous|",
+        source="docs/metrics.md",
+    ),
+    Column(
+        "directness",
+        "Float64",
+        "how straight that way was: 1 for a straight line, about 1 / sqrt(T) for a random walk",
+        formula="|D_t| / path_length",
+        source="docs/metrics.md",
+    ),
+    Column(
+        "angle",
+        "Float64",
+        "angle between this checkpoint and the one before as seen from the base, all modules together",
+        "degrees",
+        "arccos(<D_t, D_previous> / (|D_t| |D_previous|))",
+        "Jang et al., Model Stock, 2024",
+    ),
+    Column(
+        "magnitude_direction",
+        "Float64",
+        "correlation over modules of magnitude_change and direction_change",
+        formula="Pearson",
+        source="Liu et al., DoRA: Weight-Decomposed Low-Rank Adaptation, section 3",
+    ),
+    Column(
+        "settled",
+        "Float64",
+        "share of the modules that move at a tenth of their fastest, or less, from here on",
+        source="after Wen et al., GradES, 2025",
+    ),
+)
+"""Columns at the end of series.parquet: all modules of the scope together; null where steps are interpolated."""
+
+RUN_MODULE_COLUMNS = (
+    Column("run", "String", "name of the run"),
+    Column("component", "String", "part of the model"),
+    Column("module", "String", "key in the checkpoint, before the adapter's suffix"),
+    Column("role", "String", "as in layers.parquet"),
+    Column("adapter", "String", "kind of adapter"),
+    Column("path_length", "Float64", "way that its change moved", formula="|D_1| + sum_t |D_t - D_previous|"),
+    Column("displacement", "Float64", "norm of its last change", formula="|D_T|"),
+    Column("directness", "Float64", "how straight that way was", formula="displacement / path_length"),
+    Column(
+        "settled_step",
+        "Int64",
+        "step from which on it moves at a tenth of its fastest, or less, by learning rate where that is known; null if "
+        "it still moves",
+        "steps",
+        source="after Wen et al., GradES, 2025",
+    ),
+    Column(
+        "scale_through",
+        "Float64",
+        "product of scale_mean of all scaled modules of the component up to this one: how scales carry on",
+        formula="prod_l mean_n g_ln",
+        source="Lian et al., Scaling and Shifting Your Features, 2022",
+    ),
+)
+"""Columns of modules.parquet: one row per module, over the checkpoints since the last reset."""
+
 
 RUN_COLUMNS = (
     Column("run", "String", "name of the run"),

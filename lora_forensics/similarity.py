@@ -198,10 +198,7 @@ def similarity_of(layers: pl.DataFrame, places: pl.DataFrame, options: AssessOpt
     kept = counts.filter(pl.col("defined") * 2 >= modules)["step"]
     used = scope.filter(pl.col("step").is_in(kept.implode()) & defined)
     used = used.filter(pl.len().over("module") == len(kept))
-    metrics = [name for name, dtype in used.schema.items() if dtype == pl.Float64 and name not in ("epoch", "scale")]
-    means = [pl.col(name).fill_nan(None).mean().alias(f"mean_{name}") for name in metrics]
-    series = used.group_by("step").agg(pl.len().cast(pl.Int64).alias("modules"), *means)
-    series = series.rename({"mean_cosine": "cosine", "mean_cosine_rowwise": "cosine_rowwise"})
+    series = means_of(used).rename({"mean_cosine": "cosine", "mean_cosine_rowwise": "cosine_rowwise"})
     series = places.select("run", "step", "epoch", "checkpoint", "learning_rate").join(series, on="step", how="inner")
     dropped = set(scope["step"]) - set(kept)
     by_module = used.sort("step").group_by("module", maintain_order=True)
@@ -210,6 +207,13 @@ def similarity_of(layers: pl.DataFrame, places: pl.DataFrame, options: AssessOpt
     saved = tuple(series["step"].to_list())
     noise = _noise(used, series, column)
     return _even(Similarity(series, whole, components, tuple(sorted(dropped)), noise, modules_used, saved))
+
+
+def means_of(rows: pl.DataFrame) -> pl.DataFrame:
+    """How many modules there are at each step, and the mean of each metric over them."""
+    metrics = [name for name, dtype in rows.schema.items() if dtype == pl.Float64 and name not in ("epoch", "scale")]
+    means = [pl.col(name).fill_nan(None).mean().alias(f"mean_{name}") for name in metrics]
+    return rows.group_by("step").agg(pl.len().cast(pl.Int64).alias("modules"), *means)
 
 
 def _noise(used: pl.DataFrame, series: pl.DataFrame, column: str) -> float:

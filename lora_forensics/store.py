@@ -20,7 +20,9 @@ from lora_forensics.records import Run, RunNotes, Verdict
 from lora_forensics.reports import to_json
 from lora_forensics.series import (
     CHECKPOINT_COLUMNS,
+    COURSE_COLUMNS,
     RUN_COLUMNS,
+    RUN_MODULE_COLUMNS,
     SERIES_COLUMNS,
     Column,
     read_notes,
@@ -42,7 +44,7 @@ PRUNED = "pruned.json"
 """File in a run's folder: what `prune` deleted of it."""
 _KEY = "lora_forensics.assessment"
 """Key in the metadata of series.parquet: what the assessment was made from."""
-_PLOTS = ("similarity.png", "similarity.svg", "modules.png", "modules.svg")
+_PLOTS = tuple(f"{name}.{kind}" for name in ("similarity", "modules", "decomposition") for kind in ("png", "svg"))
 
 
 def check_writable(out: Path) -> None:
@@ -124,7 +126,9 @@ def save_assessment(folder: Path, assessment: Assessment, plots: Mapping[str, by
         else:
             (folder / "plots" / name).unlink(missing_ok=True)  # of another verdict
     write_text(folder / "verdict.json", to_json(assessment.verdict.to_dict()))
-    write_table(assessment.series, folder / "series.parquet", (*SERIES_COLUMNS, *means), {_KEY: key})
+    write_table(assessment.modules, folder / "modules.parquet", RUN_MODULE_COLUMNS)
+    columns = (*SERIES_COLUMNS, *means, *COURSE_COLUMNS)
+    write_table(assessment.series, folder / "series.parquet", columns, {_KEY: key})
 
 
 def load_verdict(folder: Path, key: str, plots: bool) -> Verdict | None:

@@ -27,10 +27,12 @@ from lora_forensics.adapters import (
     read_layout,
     read_settings,
 )
+from lora_forensics.analyses import ANALYSIS_COLUMNS
+from lora_forensics.analyses.frozen import Frozen, analyse
 from lora_forensics.base_model import BaseModel, open_base
 from lora_forensics.errors import CheckpointError
 from lora_forensics.metrics import METRICS
-from lora_forensics.moments import Weight, count_nonfinite, fitting, full_precision, widened
+from lora_forensics.moments import Weight, count_nonfinite, fitting, full_precision, wide_device, widened
 from lora_forensics.notices import Notices
 from lora_forensics.records import Checkpoint, Skipped, Unresolved, WeightRef
 from lora_forensics.series import MODULE_COLUMNS
@@ -48,8 +50,8 @@ class Unit:
 
     run: str
     checkpoints: tuple[Checkpoint, ...]
-    lead: bool
-    """The first is not measured: it is the predecessor of the second."""
+    lead: int
+    """How many of the first are not measured: the run's first, and the one before the others, or one that is both."""
     base: tuple[Path, ...]
     """Files or folders of the base model; none if there is none."""
     base_fingerprint: str
@@ -59,10 +61,16 @@ class Unit:
     """Bytes that what is read of checkpoints, and what is computed of it, may take about."""
     align: bool = False
     """Also compare neighbours that are stored in other types or ranks: widened, and padded with zeros."""
+    origin: bool = True
+    """The first is the first of its run."""
     spectra: bool = False
     """All singular values of every change, whatever that takes."""
     biases: bool = False
     """Also the norms of the changes of biases."""
+    analyses: tuple[str, ...] = ()
+    """Names in `analyses.ANALYSES`."""
+    cache: Path | None = None
+    """A folder for decompositions of base weights."""
 
 
 @dataclass(slots=True)
@@ -154,7 +162,8 @@ def _measure(unit: Unit, broken: Mapping[int, Skipped], advance: Callable[[float
     Raises:
         UnreadableError: another one is broken; its position is that in the unit.
     """
-    result = UnitResult({column.name: [] for column in (*MODULE_COLUMNS, *(metric.column for metric in METRICS))})
+    columns = (*MODULE_COLUMNS, *(metric.column for metric in METRICS), *ANALYSIS_COLUMNS)
+    result = UnitResult({column.name: [] for column in columns})
     opened: list[_Opened] = []
     for index in range(len(unit.checkpoints)):
         if index in broken:
@@ -307,7 +316,7 @@ def _measure_group(
     result: UnitResult,
 ) -> None:
     entries, module = group.entries, group.module
-    lead = int(unit.lead and entries[0].index == 0)
+    lead = sum(entry.index < unit.lead for entry in entries)
     if len(entries) == lead:
         return
     kind = KINDS[module.kind]
@@ -325,10 +334,20 @@ def _measure_group(
         aside={role: widened(tensor) for role, tensor in stacked.items() if role in kind.aside},
     )
     weight = None if base is None or ref is None else _weight(base, ref)
+    analysed: dict[str, list[float | None]] = {}
     try:
-        moments = kind.change(stack).moments(weight, torch.device(unit.device), unit.spectra)
+        change = kind.change(stack)
+        moments = change.moments(weight, torch.device(unit.device), unit.spectra)
+        if unit.analyses and weight is not None:
+            frozen = Frozen(
+                weight.matrix(wide_device(torch.device(unit.device))), unit.cache, f"{unit.base_fingerprint}|{ref!r}"
+            )
+            whole = [None if n else place for place, n in enumerate(moments.nonfinite.tolist(), start=lead)]
+            analysed = analyse(unit.analyses, frozen, change, whole, module.layout.rank)
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         raise CheckpointError("its numbers are too large or too small to compute with") from error
+    if entries[0].index or not unit.origin:  # the run's first checkpoint is gone, or does not have this module
+        moments = replace(moments, down_moved=torch.full_like(moments.down_moved, torch.nan))
     if stack.aside:
         moments = replace(moments, nonfinite=moments.nonfinite + count_nonfinite(*stack.aside.values())[lead:])
     if unit.biases:
@@ -345,6 +364,8 @@ def _measure_group(
     for metric in METRICS:
         known = metric.needs <= moments.known
         result.rows[metric.column.name].extend(metric.compute(moments).tolist() if known else [None] * count)
+    for extra in ANALYSIS_COLUMNS:
+        result.rows[extra.name].extend(analysed.get(extra.name, [None] * count))
     rows, columns = (weight.rows, weight.columns) if weight else (module.layout.rows, module.layout.columns)
     same = {
         "run": unit.run,

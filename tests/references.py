@@ -8,6 +8,9 @@ from lora_forensics.metrics import METRICS
 
 METRIC = {metric.column.name: metric.compute for metric in METRICS}
 
+LOOKS_BACK = {"rotation", "step_size", "step_alignment", "down_rotation", "up_rotation"}
+"""Metrics that a broken checkpoint also takes from the one behind it."""
+
 
 def dense(weight: torch.Tensor, delta: torch.Tensor, previous: torch.Tensor | None) -> dict[str, float]:
     """Every metric by its definition, in float64, on the dense change."""
@@ -27,8 +30,10 @@ def dense(weight: torch.Tensor, delta: torch.Tensor, previous: torch.Tensor | No
         "spectral_norm": singular[0],
         "stable_rank": delta.norm() ** 2 / singular[0] ** 2,
         "effective_rank": (-(share * share.log()).sum()).exp(),
+        "layer_rotation": 1 - cosine(weight.flatten(), moved.flatten(), dim=0),
     }
     if previous is not None:
         found["rotation"] = 1 - (delta * previous).sum() / (delta.norm() * previous.norm())
         found["step_size"] = (delta - previous).norm()
+        found["step_alignment"] = cosine((delta - previous).flatten(), previous.flatten(), dim=0)
     return {name: value.item() for name, value in found.items()}

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+import polars as pl
 import pytest
 import torch
-from cli_runs import base_model, checkpoint, peft_run, project
+from cli_runs import MODULES, base_model, checkpoint, peft_run, project
 from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 
@@ -112,6 +113,18 @@ def test_only_new_checkpoints_are_measured(runs: Path, tmp_path: Path) -> None:
     checkpoint(runs / "run" / "checkpoint-130", 130, "../base.safetensors")
     assert "measured 1 new checkpoint; 12 known before" in call("scan", runs, "--out", out).stdout
     assert "measured 13 checkpoints" in call("scan", runs, "--out", out, "--rescan").stdout
+
+
+def test_analyses_are_asked_for_by_name(runs: Path, tmp_path: Path) -> None:
+    """Their columns are filled, the decompositions lie in OUT, and a later scan without them keeps both."""
+    out = tmp_path / "out"
+    assert call("scan", runs, "--out", out, "--analysis", "intruders", "--no-plots", "-q").exit_code == 0
+    (table,) = out.rglob("layers.parquet")
+    assert pl.read_parquet(table)["intruder_dimensions"].null_count() == 0
+    assert len(list((out / ".decompositions").iterdir())) == len(MODULES)
+    assert "nothing new" in call("scan", runs, "--out", out, "--no-plots").stdout
+    assert pl.read_parquet(table)["intruder_dimensions"].null_count() == 0
+    said(call("scan", runs, "--out", out, "--analysis", "svd"), 2, "no analysis is called 'svd'", "intruders")
 
 
 def test_json_is_one_document_and_nothing_else(scanned: tuple[Path, Path, Result]) -> None:

@@ -16,6 +16,7 @@ import click
 import pytest
 
 from lora_forensics.adapters import KINDS
+from lora_forensics.analyses import ANALYSES
 from lora_forensics.checkpoints import TRAINERS
 from lora_forensics.cli import main
 from lora_forensics.detectors import DETECTORS
@@ -122,6 +123,8 @@ def test_every_variant_is_documented() -> None:
     text = "\n".join(page.read_text("utf-8") for page in PAGES)
     for name in (*TRAINERS, *DETECTORS):
         assert f"`{name}`" in text, name
+    for name in ANALYSES:
+        assert f"`--analysis {name}`" in text, name
     for name in (*KINDS, *REPORTS, *(metric.column.name for metric in METRICS)):
         assert name.lower() in text.lower(), name
 

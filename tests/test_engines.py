@@ -218,7 +218,7 @@ def test_figures_that_were_not_drawn_are_drawn_later(tiny: Path, tmp_path: Path)
     assert call(*arguments, "--no-plots").exit_code == 0
     assert not list((tmp_path / "out").rglob("*.png"))
     assert call(*arguments).exit_code == 0
-    assert len(list((tmp_path / "out").rglob("*.png"))) == 2
+    assert len(list((tmp_path / "out").rglob("*.png"))) == 3
 
 
 def test_no_cluster_at_an_address_is_bad_usage(tiny: Path, tmp_path: Path) -> None:

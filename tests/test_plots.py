@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from lora_forensics import series as tables
-from lora_forensics.plots import modules_figure, save_plots, similarity_figure
+from lora_forensics.plots import decomposition_figure, modules_figure, save_plots, similarity_figure
 from lora_forensics.plots.names import drawable_text, elided, model_order, row_labels
 from lora_forensics.records import BaseModelSummary, Keep, Status, TurningPoint, Verdict
 
@@ -298,6 +298,30 @@ class TestNames:
         assert elided("abcdefghijklmnopqrstuvwxyz", 10) == "abc…uvwxyz"
 
 
+class TestDecomposition:
+    """Magnitude against direction."""
+
+    def test_points(self) -> None:
+        """Every module of the verdict's components at six checkpoints, first and last among them; text encoders not."""
+        layers = make_layers(KOHYA).with_columns(magnitude_change=pl.col("step") * 1e-4, direction_change=0.5)
+        series = make_series().with_columns(magnitude_direction=pl.lit(0.8), directness=pl.lit(0.5))
+        figure = decomposition_figure(series, layers, make_verdict())
+        (points,) = figure.axes[0].collections
+        offsets = np.asarray(points.get_offsets())
+        assert len(offsets) == 6 * sum("_te_" not in name for name in KOHYA)
+        assert {round(1e4 * y) for _, y in offsets} >= {20, 600}
+        assert drawn(figure.axes[1], "magnitude_direction")[1] == [0.8] * 30
+        assert figure.axes[0].get_xlim() != figure.axes[1].get_xlim() == figure.axes[2].get_xlim()
+        assert drawn(figure.axes[2], "keep")[0] == [160, 160]
+
+    def test_without_a_base_model(self) -> None:
+        """Sentences stand where nothing is known; the path is drawn all the same."""
+        series = make_series().with_columns(directness=pl.lit(0.5))
+        figure = decomposition_figure(series, make_layers(KOHYA), make_verdict("no_base_model"))
+        assert "base model" in words(figure)
+        assert drawn(figure.axes[2], "directness")[1] == [0.5] * 30
+
+
 class TestFiles:
     """Files on disk."""
 
@@ -305,7 +329,8 @@ class TestFiles:
         """The same data gives the same bytes, in PNG and SVG that can be read."""
         data = (make_series(), make_layers(KOHYA), make_checkpoints(), make_verdict())
         first, second = save_plots(tmp_path / "1", *data), save_plots(tmp_path / "2", *data)
-        assert [path.name for path in first] == ["similarity.png", "similarity.svg", "modules.png", "modules.svg"]
+        names = ("similarity", "modules", "decomposition")
+        assert [path.name for path in first] == [f"{name}.{kind}" for name in names for kind in ("png", "svg")]
         for one, other in zip(first, second, strict=True):
             assert one.read_bytes() == other.read_bytes()
         assert first[0].read_bytes().startswith(b"\x89PNG")

@@ -66,7 +66,7 @@ class Stack:
     scale: torch.Tensor
     """(count,) multipliers, float64."""
     lead: int
-    """How many of the first checkpoints only serve as predecessors (0 or 1)."""
+    """How many of the first checkpoints only serve to compare the others with."""
     config: AdapterConfig
     layers: Callable[[], Mapping[str, Layer | None]] = dict
     """All modules of this kind in the checkpoint, and what lies below each; None where nothing was found."""

@@ -83,7 +83,7 @@ def _movement(first: Path, second: Path, base: tuple[Path, ...], device: str) ->
         replace(dated(path)[0], name=name, step=step)
         for step, (name, path) in enumerate((("first", first), ("second", second)))
     )
-    unit = Unit("", checkpoints, False, base, "", device, align=True)
+    unit = Unit("", checkpoints, 0, base, "", device, align=True)
     try:
         result = measure_unit(unit)
     except (RuntimeError, ValueError, IndexError):  # padded tensors that are no longer an adapter

@@ -64,7 +64,7 @@ def inspect_file(
     named = [] if base is None else [base] if isinstance(base, str | Path) else base
     frozen, problem = _find_base(checkpoint, run, [Path(p) for p in named], download)
     paths, fingerprint = (frozen.paths, frozen.fingerprint) if frozen else ((), "")
-    result = measure_unit(Unit("", (checkpoint,), False, paths, fingerprint, device, spectra=spectra, biases=True))
+    result = measure_unit(Unit("", (checkpoint,), 0, paths, fingerprint, device, spectra=spectra, biases=True))
     try:
         read_layout(file.infos, read_settings(checkpoint.config, file.metadata))
     except WeightlessError as error:  # nothing to measure, and still much to tell

@@ -6,7 +6,7 @@ documentation and its mean in series.parquet follow from the declaration.
 
 from __future__ import annotations
 
-from lora_forensics.metrics import movement, norms, similarity, spectra
+from lora_forensics.metrics import movement, norms, scales, similarity, spectra
 from lora_forensics.metrics.interface import Metric
 
 __all__ = ["METRICS", "Metric"]
@@ -28,5 +28,14 @@ METRICS: tuple[Metric, ...] = (
     movement.step_size,
     norms.nonfinite,
     similarity.cosine_noise,
+    movement.layer_rotation,
+    movement.step_alignment,
+    movement.down_rotation,
+    movement.up_rotation,
+    movement.down_moved,
+    scales.scale_mean,
+    scales.scale_spread,
+    scales.scale_carried,
+    scales.changed_share,
 )
 """Every metric, in the order of the columns."""

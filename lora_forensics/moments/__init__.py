@@ -14,6 +14,7 @@ from lora_forensics.moments.arithmetic import (
     singular_triples,
     times,
     tucker_down,
+    wide_device,
     widened,
 )
 from lora_forensics.moments.dense import DenseChange, FormedChange, GivenChange
@@ -49,5 +50,6 @@ __all__ = [
     "singular_triples",
     "times",
     "tucker_down",
+    "wide_device",
     "widened",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
@@ -38,7 +39,7 @@ class DenseChange(ABC):
         wide = wide_device(device)
         frozen = None if weight is None else weight.matrix(wide)
         w2 = None if frozen is None else _inner(frozen, frozen)
-        dots, squares, crosses, singular = [], [], [], []
+        dots, squares, crosses, singular, changed = [], [], [], [], []
         previous: Tensor | None = None
         for index in range(self.count):
             broken = bool(self.nonfinite[index])
@@ -48,6 +49,7 @@ class DenseChange(ABC):
             squares.append(nothing if delta is None else _inner(delta, delta))
             dots.append(nothing if delta is None or frozen is None else _inner(delta, frozen))
             crosses.append(nothing if delta is None or previous is None else _inner(delta, previous))
+            changed.append(math.nan if delta is None else int(torch.count_nonzero(delta)) / delta.numel())
             if index >= self.lead:
                 singular.append(None if delta is None else _singular(delta, spectra))
             previous = delta
@@ -58,7 +60,8 @@ class DenseChange(ABC):
         values = torch.cat([torch.full((self.lead, values.shape[1]), torch.nan, dtype=torch.float64), values])
         noise2 = torch.full((self.count,), torch.nan, dtype=torch.float64, device=wide)
         terms = RowTerms(w2, dot, d2, cross, noise2)
-        return assemble(terms, self.lead, self.nonfinite, values, spectra, weight=weight is not None)
+        more = {"changed": torch.tensor(changed, dtype=torch.float64)}
+        return assemble(terms, self.lead, self.nonfinite, values, spectra, weight=weight is not None, more=more)
 
 
 class FormedChange(DenseChange):

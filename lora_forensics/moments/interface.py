@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -17,6 +17,12 @@ WIDE_MATRIX = 1 << 22
 WEIGHT, CHANGE, FACTORS = "weight", "change", "factors"
 LARGEST, SPECTRUM, NOISE = "largest", "spectrum", "noise"
 """What can be known of a module: W and <D,W>; D; its factors; its largest singular value; all of them; the noise."""
+TURNS, SCALES, ENTRIES = "turns", "scales", "entries"
+"""And: how the factors move; what rows or columns are scaled by; how many entries of W are changed."""
+
+
+def _unknown() -> Tensor:
+    return torch.full((1,), torch.nan, dtype=torch.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +74,17 @@ class Moments:
     dot_noise: Tensor
     """(c,) standard deviation of cos(D,W) |D| |W| from rounding the stored tensors; NaN where that is not known."""
     known: frozenset[str]
-    """Which of the above are known at all: a subset of WEIGHT, CHANGE, FACTORS, LARGEST, SPECTRUM, NOISE."""
+    """Which of these are known at all: a subset of WEIGHT, CHANGE, FACTORS, LARGEST, SPECTRUM, NOISE, TURNS, ..."""
+    down_cosine: Tensor = field(default_factory=_unknown)
+    """(c,) cosine of A_t and A_previous."""
+    up_cosine: Tensor = field(default_factory=_unknown)
+    """(c,) cosine of B_t and B_previous."""
+    down_moved: Tensor = field(default_factory=_unknown)
+    """(c,) |A_t - A_first| / |A_first|, where the first of all checkpoints is that of the run."""
+    scales: Tensor = field(default_factory=_unknown)
+    """(c, n) what rows or columns of W (or of W + D) are multiplied by."""
+    changed: Tensor = field(default_factory=_unknown)
+    """(c,) share of the entries of D that are not 0."""
 
     @property
     def norm2(self) -> Tensor:
@@ -99,6 +115,10 @@ class Change(Protocol):
         """Moments of all checkpoints but the leading predecessors; `spectra` asks for all singular values of any D."""
         ...
 
+    def delta(self, index: int, weight: Tensor, device: torch.device) -> Tensor:
+        """D at one checkpoint (rows, columns), leading ones counted: what it costs is of no account here."""
+        ...
+
 
 class FactoredChange(Protocol):
     """A change whose rows' terms and products with vectors need no rows x columns matrix."""
@@ -120,6 +140,14 @@ class FactoredChange(Protocol):
         """|A| and |B|, (count,) each, if it is a product of two factors that the file holds."""
         ...
 
+    def factor_moves(self) -> dict[str, Tensor]:
+        """How these two move, by fields of Moments (count,); empty where there are none."""
+        ...
+
+    def delta(self, index: int, weight: Tensor | None, device: torch.device) -> Tensor:
+        """D at one checkpoint (rows, columns) in float64."""
+        ...
+
 
 def unknown(lead: int, nonfinite: Tensor, norms: tuple[Tensor, Tensor] | None = None) -> Moments:
     """Moments of a change that cannot be told without its weight."""
@@ -133,9 +161,12 @@ def unknown(lead: int, nonfinite: Tensor, norms: tuple[Tensor, Tensor] | None = 
 
 def assemble(
     terms: RowTerms, lead: int, nonfinite: Tensor, singular: Tensor, complete: bool,
-    norms: tuple[Tensor, Tensor] | None = None, weight: bool = True,
+    norms: tuple[Tensor, Tensor] | None = None, weight: bool = True, more: Mapping[str, Tensor] | None = None,
 ) -> Moments:  # fmt: skip
-    """Moments from row terms of all checkpoints; what a broken checkpoint touches becomes NaN."""
+    """Moments from row terms of all checkpoints; what a broken checkpoint touches becomes NaN.
+
+    `more` are fields of Moments by name that not every change has, (count, ...).
+    """
     broken = (nonfinite > 0).to(terms.d2.device)
     gap = broken.clone()
     gap[1:] |= broken[:-1]
@@ -147,6 +178,7 @@ def assemble(
     known |= {LARGEST} if singular.shape[1] else set()
     known |= {SPECTRUM} if singular.shape[1] and complete else set()
     known |= {NOISE} if weight and not bool(terms.noise2[~broken].isnan().any()) else set()
+    known |= {_KNOWN_BY[name] for name in more or ()}
 
     def tell(tensor: Tensor, unknown_at: Tensor = broken) -> Tensor:
         mask = unknown_at if tensor.dim() == 1 else unknown_at[:, None]
@@ -164,4 +196,9 @@ def assemble(
         nonfinite=nonfinite[lead:].cpu(),
         dot_noise=tell(terms.noise2.sqrt()),
         known=frozenset(known),
+        **{name: tell(tensor) for name, tensor in (more or {}).items()},
     )
+
+
+_KNOWN_BY = {"down_cosine": TURNS, "up_cosine": TURNS, "down_moved": TURNS, "scales": SCALES, "changed": ENTRIES}
+"""Field of Moments to what it stands for in `known`."""

@@ -86,6 +86,15 @@ class KroneckerChange:
     def factor_norms(self) -> None:
         """It is no product of two thin factors."""
 
+    def factor_moves(self) -> dict[str, Tensor]:
+        """Nor has it any that move."""
+        return {}
+
+    def delta(self, index: int, weight: Tensor | None, device: torch.device) -> Tensor:  # noqa: ARG002 (needs none)
+        """S P kron Q in float64."""
+        left, right = (side[index] for side in self.matrices(device))
+        return torch.kron(left, right) * float(self._scale[index])
+
     def dense(self) -> FormedChange:
         """The same change, formed as a matrix."""
 

@@ -26,6 +26,7 @@ from lora_forensics.moments.arithmetic import (
     wide_device,
     widened,
 )
+from lora_forensics.moments.factors import Grams, moves
 from lora_forensics.moments.interface import (
     CHANGE,
     FACTORS,
@@ -33,6 +34,7 @@ from lora_forensics.moments.interface import (
     NOISE,
     SMALL_WEIGHT,
     SPECTRUM,
+    TURNS,
     WEIGHT,
     Moments,
     RowTerms,
@@ -93,7 +95,7 @@ class LowRankChange:
             CHANGE,
             LARGEST,
             SPECTRUM,
-            *(() if self._derived else (FACTORS,)),
+            *(() if self._derived else (FACTORS, TURNS)),
             *((WEIGHT, NOISE) if weight else ()),
         }
         return Moments(
@@ -108,6 +110,7 @@ class LowRankChange:
             nonfinite=self.nonfinite[lead:],
             dot_noise=(self._noise2(terms2).sqrt() * scale.abs()).cpu(),
             known=frozenset(known),
+            **self._moves((gram_down, cross_down), (gram_up, cross_up), lead),
         )
 
     @torch.no_grad()
@@ -142,6 +145,22 @@ class LowRankChange:
         """|A| and |B|, (count,) each."""
         down, up = (torch.linalg.vector_norm(t, dim=(1, 2), dtype=torch.float64) for t in (self._down, self._up))
         return None if self._derived else (up, down) if self._swapped else (down, up)
+
+    def factor_moves(self) -> dict[str, Tensor]:
+        """How A and B move, (count,) each."""
+        return self._moves(grams(self._down.mT), grams(self._up))
+
+    def delta(self, index: int, weight: Tensor | None, device: torch.device) -> Tensor:  # noqa: ARG002 (needs none)
+        """S B A in float64."""
+        down, up = self._down[index].to(device).double(), self._up[index].to(device).double()
+        return (up @ down).mul_(float(self._finite_scale()[index]))
+
+    def _moves(self, of_down: Grams, of_up: Grams, lead: int = 0) -> dict[str, Tensor]:
+        if self._derived:
+            return {}
+        down, *both = (self._up, of_up, of_down) if self._swapped else (self._down, of_down, of_up)
+        found = moves(down.to(of_down[0].device), *both)
+        return {name: value[lead:].cpu() for name, value in found.items()}
 
     def _finite_scale(self) -> Tensor:
         return torch.where(self.nonfinite > 0, 0.0, self._scale)
@@ -223,6 +242,7 @@ class WeightedLowRankChange:
     ) -> None:
         """`build` gives A (count, rank, columns) and B (count, rows, rank); `stored` are the file's tensors."""
         self._build = build
+        self._built: LowRankChange | None = None
         self._stored = stored
         self._scale = scale
         self._lead = lead
@@ -232,10 +252,21 @@ class WeightedLowRankChange:
         """Moments of all checkpoints but the leading predecessors; unknown without a weight."""
         if weight is None:
             return unknown(self._lead, count_nonfinite(*self._stored, self._scale[:, None]))
+        return self._change(weight, device).moments(weight, device, spectra)
+
+    def delta(self, index: int, weight: Tensor, device: torch.device) -> Tensor:
+        """S B A in float64."""
+        if self._built is None:
+            rows, columns = weight.shape
+            self._built = self._change(Weight(rows, columns, lambda start, stop: weight[start:stop]), device)
+        return self._built.delta(index, weight, device)
+
+    def _change(self, weight: Weight, device: torch.device) -> LowRankChange:
         with fitting():
             down, up = self._build(weight, wide_device(device))
         if down.shape[2] != weight.columns or up.shape[1] != weight.rows:
             raise CheckpointError(
                 f"it is made for {up.shape[1]} x {down.shape[2]}, not {weight.rows} x {weight.columns}"
             )
-        return LowRankChange(down, up, self._scale, self._lead, stored=self._stored).moments(weight, device, spectra)
+        self._built = LowRankChange(down, up, self._scale, self._lead, stored=self._stored)
+        return self._built

@@ -69,7 +69,19 @@ class ScaledChange:
         wide = wide_device(device)
         terms, factor = (self._columns if self._by_column else self._rows)(weight, wide, device)
         singular = self._singular(weight, factor, wide, spectra)
-        return assemble(terms, self._lead, self._nonfinite, singular, spectra, norms)
+        more = {"scales": factor, **({} if self._inner is None else self._inner.factor_moves())}
+        return assemble(terms, self._lead, self._nonfinite, singular, spectra, norms, more=more)
+
+    def delta(self, index: int, weight: Tensor, device: torch.device) -> Tensor:
+        """G (W + D) - W, in float64."""
+        frozen = weight.double()
+        moved = frozen if self._inner is None else frozen + self._inner.delta(index, frozen, device)
+        axis = 0 if self._by_column else 1
+        parts, size = self._values.shape[1], frozen.shape[1 - axis]
+        norm2 = moved.square().sum(dim=axis)
+        norm2 = norm2.view(parts, -1).sum(dim=-1) if self._by_column else norm2
+        g = self._factor(norm2[None], len(norm2))[index]
+        return moved * g.repeat_interleave(size // len(g)).unsqueeze(axis) - frozen
 
     def _rows(self, weight: Weight, wide: torch.device, device: torch.device) -> tuple[RowTerms, Tensor]:
         """Row terms of D', and g (count, rows)."""

@@ -47,6 +47,10 @@ class StackedLowRankChange:
             terms, self._lead, own.sum(dim=0), singular, complete, (norms[0], norms[1]), weight=weight is not None
         )
 
+    def delta(self, index: int, weight: Tensor | None, device: torch.device) -> Tensor:
+        """All products on top of each other, in float64."""
+        return torch.cat([part.delta(index, weight, device) for part in self._parts])
+
     def _slice(self, weight: Weight, number: int) -> Weight:
         first = number * self._rows
         return Weight(self._rows, weight.columns, lambda start, stop: weight.read(first + start, first + stop))

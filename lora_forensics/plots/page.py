@@ -24,6 +24,8 @@ CM = 1 / 2.54
 WIDTH, LEFT, RIGHT, _MARGIN = 12.0, 1.75, 0.75, 0.3
 _TITLE, _LINE, _GAP, PANEL, _BAR, _BELOW = 0.9, 0.52, 0.85, 3.4, 1.1, 1.25
 """Centimetres: title, a line of the legend, room above a panel, a panel, a colour bar with its numbers, room below."""
+_TICKS = 0.5
+"""And room for the numbers below a panel with an axis of its own."""
 _DPI = 200
 
 _KEEP_LINE: dict[str, Any] = {"color": GREEN, "linewidth": 1.5}
@@ -93,26 +95,30 @@ def stack(
     bar: bool = False,
     hatched: bool = False,
     chance: bool = False,
+    alone: int = 0,
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with its title, the meaning of its marks, and panels of the given heights in cm that share the steps."""
+    """A figure with its title, the meaning of its marks, and panels of the given heights in cm that share the steps.
+
+    The first `alone` panels have an axis of their own.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     handles, texts = _meaning(verdict, hatched, chance)
     above = _TITLE + _LINE * len(texts)
     gap = _GAP + (_BAR if bar else 0.0)
-    total = above + sum(heights) + gap * len(heights) + _BELOW
+    total = above + sum(heights) + gap * len(heights) + _BELOW + alone * _TICKS
     figure = Figure(figsize=(WIDTH * CM, total * CM))
     FigureCanvasAgg(figure)
     figure.text(_MARGIN / WIDTH, 1 - 0.2 / total, elided(verdict.run or ".", 38), fontsize=12, va="top", weight="bold")
     figure.legend(handles, texts, loc="upper left", bbox_to_anchor=(_MARGIN / WIDTH, 1 - _TITLE / total))
     panels: list[Axes] = []
     bottom = total - above
-    for height in heights:
-        bottom -= gap + height
+    for number, height in enumerate(heights):
+        bottom -= gap + height + (_TICKS if 0 < number <= alone else 0.0)
         box = (sides[0] / WIDTH, bottom / total, 1 - sum(sides) / WIDTH, height / total)
-        panels.append(figure.add_axes(box, sharex=panels[0] if panels else None))
-    for axes in panels[:-1]:
+        panels.append(figure.add_axes(box, sharex=panels[alone] if len(panels) > alone else None))
+    for axes in panels[alone:-1]:
         axes.tick_params(labelbottom=False)
     panels[-1].set_xlabel(verdict.step_unit)
     panels[-1].xaxis.set_major_locator(few_ticks(5, integer=True))

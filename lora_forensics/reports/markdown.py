@@ -17,6 +17,7 @@ _LISTED = 50
 PICTURES = (
     ("similarity.png", "cosine similarity and CS-Fluctuation over the steps"),
     ("modules.png", "cosine of each module over the steps"),
+    ("decomposition.png", "magnitude against direction change of each module"),
 )
 """Files in `<run>/plots` that are shown, and what is on them."""
 
@@ -98,6 +99,9 @@ def _verdict(verdict: Verdict) -> Iterator[str]:
     notes = (text.turning(verdict) or said, text.window(verdict), text.spread(verdict), text.last(verdict))
     if any(notes):
         yield f"- **CS-Fluctuation**: {'; '.join(prose(note) for note in notes if note)}"
+    course = text.analyses(verdict)
+    if course:
+        yield f"- **Course**: {prose(course)}"
     base = verdict.base_model
     if base.total:
         known = f", {code(base.path)}" if base.path else ""

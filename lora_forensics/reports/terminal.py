@@ -95,6 +95,7 @@ class TerminalReport:
             known = f", {text.plain(base.path)}" if base.path else ""
             page.row("base", f"{base.matched} of {text.count(base.total, 'module')} have a base weight{known}")
         page.row("panel", text.agreement(verdict))
+        page.row("course", text.analyses(verdict))
 
     def _skipped(self, page: Page, skipped: tuple[Skipped, ...]) -> bool:
         """What was left out; what is no checkpoint anyway is listed only when asked for."""

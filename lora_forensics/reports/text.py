@@ -206,6 +206,13 @@ def agreement(verdict: Verdict) -> str:
     return "; ".join(f"{plain(indicator)}: {number(step)}" for indicator, step in known if step is not None)
 
 
+def analyses(verdict: Verdict) -> str:
+    """What the papers' quantities say, in plain words; '' where none is known."""
+    found = verdict.evidence.get("analyses")
+    entries = [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
+    return "; ".join(plain(entry.get("words", "")) for entry in entries)
+
+
 def last(verdict: Verdict) -> str:
     """Whether the last checkpoint is past the turning point; '' where that is not known, or a finding says it."""
     if verdict.last_is_past_turning_point is None:

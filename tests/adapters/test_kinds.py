@@ -14,7 +14,7 @@ import torch
 from factories import library, peft_run
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from references import METRIC, dense
+from references import LOOKS_BACK, METRIC, dense
 from safetensors.torch import load_file, save_file
 
 import lora_forensics as lf
@@ -299,11 +299,22 @@ def test_without_spectra_only_what_has_a_core_has_an_effective_rank(form: str) -
         expected = torch.linalg.matrix_norm(deltas[index + 1], 2).item()
         assert METRIC["spectral_norm"](moments)[index].item() == pytest.approx(expected, rel=1e-6)
     missing = {metric.column.name for metric in METRICS if not metric.needs <= moments.known}
-    assert missing <= {"effective_rank", "down_norm", "up_norm", "cosine_noise"}
+    turns = {"down_rotation", "up_rotation", "down_moved"}
+    scales = {"scale_mean", "scale_spread", "scale_carried", "changed_share"}
+    assert missing <= {"effective_rank", "down_norm", "up_norm", "cosine_noise", *turns, *scales}
     if "spectrum" in moments.known:
         assert METRIC["effective_rank"](moments)[0].item() == pytest.approx(
             dense(weight.double(), deltas[1], None)["effective_rank"], rel=1e-5
         )
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("lead", [0, 1])
+def test_a_change_is_also_had_as_a_matrix(form: str, lead: int) -> None:
+    """For the analyses that need one: leading checkpoints are counted."""
+    weight, change, deltas = build(form, 6, 12, 8, 3, lead)
+    for index, expected in enumerate(deltas):
+        torch.testing.assert_close(change.delta(index, weight.double(), CPU), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -396,7 +407,7 @@ def test_nonfinite_entries_stay_in_their_checkpoint(kind: str, poison: float, dt
         values, before = metric.compute(found), metric.compute(expected)
         assert values[1].isnan(), metric.column.name
         torch.testing.assert_close(values[0], before[0], rtol=1e-9, atol=0, equal_nan=True)
-        if metric.column.name not in ("rotation", "step_size"):
+        if metric.column.name not in LOOKS_BACK:
             torch.testing.assert_close(values[2], before[2], rtol=1e-9, atol=0, equal_nan=True)
 
 

@@ -32,7 +32,7 @@ from lora_forensics.analyses.frozen import Frozen, analyse
 from lora_forensics.base_model import BaseModel, open_base
 from lora_forensics.errors import CheckpointError
 from lora_forensics.metrics import METRICS
-from lora_forensics.moments import Weight, count_nonfinite, fitting, full_precision, wide_device, widened
+from lora_forensics.moments import Weight, begun_anew, count_nonfinite, fitting, full_precision, wide_device, widened
 from lora_forensics.notices import Notices
 from lora_forensics.records import Checkpoint, Skipped, Unresolved, WeightRef
 from lora_forensics.series import MODULE_COLUMNS
@@ -113,6 +113,8 @@ class _Group:
     entries: list[_Opened]
     module: AdapterModule
     """As the first of them has it."""
+    apart: bool = False
+    """The first is the run's first and no neighbour of the second."""
 
     @property
     def bytes(self) -> int:
@@ -170,7 +172,7 @@ def _measure(unit: Unit, broken: Mapping[int, Skipped], advance: Callable[[float
             result.skipped.append(broken[index])
         elif (entry := _open(unit, index, result, opened[-1] if opened else None)) is not None:
             opened.append(entry)
-    groups = _groups(opened, unit.align)
+    groups = _groups(opened, unit.align, unit.origin)
     base = _open_base(unit.base, unit.base_fingerprint) if unit.base else None
     references = _references(base, opened) if base else {}
     share = (len(unit.checkpoints) - unit.lead) / max(len(groups), 1)
@@ -282,7 +284,7 @@ def _open(unit: Unit, index: int, result: UnitResult, before: _Opened | None) ->
     return _Opened(index, checkpoint, file, layout, settings)
 
 
-def _groups(opened: list[_Opened], align: bool) -> list[_Group]:
+def _groups(opened: list[_Opened], align: bool, origin: bool) -> list[_Group]:
     """Every module at stretches of neighbouring checkpoints whose tensors for it can be stacked."""
     alike = [list(run) for _, run in groupby(opened, key=lambda entry: id(entry.layout))]
     found = []
@@ -292,7 +294,9 @@ def _groups(opened: list[_Opened], align: bool) -> list[_Group]:
             entries = [entry for run in same for entry in run]
             for _, near in groupby(enumerate(entries), key=lambda pair: pair[1].index - pair[0]):
                 stretch = [entry for _, entry in near]
-                found.append(_Group(stretch, stretch[0].layout.modules[name]))
+                apart = origin and stretch[0].index > 0 and entries[0].index == 0
+                stretch = [entries[0], *stretch] if apart else stretch
+                found.append(_Group(stretch, stretch[0].layout.modules[name], apart))
     return found
 
 
@@ -316,7 +320,7 @@ def _measure_group(
     result: UnitResult,
 ) -> None:
     entries, module = group.entries, group.module
-    lead = sum(entry.index < unit.lead for entry in entries)
+    lead = max(sum(entry.index < unit.lead for entry in entries), int(group.apart))
     if len(entries) == lead:
         return
     kind = KINDS[module.kind]
@@ -348,6 +352,8 @@ def _measure_group(
         raise CheckpointError("its numbers are too large or too small to compute with") from error
     if entries[0].index or not unit.origin:  # the run's first checkpoint is gone, or does not have this module
         moments = replace(moments, down_moved=torch.full_like(moments.down_moved, torch.nan))
+    if group.apart:
+        moments = begun_anew(moments)
     if stack.aside:
         moments = replace(moments, nonfinite=moments.nonfinite + count_nonfinite(*stack.aside.values())[lead:])
     if unit.biases:

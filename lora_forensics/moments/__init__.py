@@ -19,7 +19,7 @@ from lora_forensics.moments.arithmetic import (
 )
 from lora_forensics.moments.dense import DenseChange, FormedChange, GivenChange
 from lora_forensics.moments.hadamard import DenseHadamardChange, HadamardChange, hadamard_change
-from lora_forensics.moments.interface import SMALL_WEIGHT, Change, Moments, Weight
+from lora_forensics.moments.interface import SMALL_WEIGHT, Change, Moments, Weight, begun_anew
 from lora_forensics.moments.kronecker import KroneckerChange
 from lora_forensics.moments.low_rank import LowRankChange, WeightedLowRankChange
 from lora_forensics.moments.scaled import DenseScaledChange, ScaledChange, decomposed
@@ -41,6 +41,7 @@ __all__ = [
     "StackedLowRankChange",
     "Weight",
     "WeightedLowRankChange",
+    "begun_anew",
     "count_nonfinite",
     "decomposed",
     "fitting",

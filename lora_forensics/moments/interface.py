@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -90,6 +90,16 @@ class Moments:
     def norm2(self) -> Tensor:
         """(c,) squared Frobenius norm of D."""
         return self.d2.sum(dim=-1)
+
+
+def begun_anew(moments: Moments) -> Moments:
+    """The same, but what came before the first checkpoint is not known."""
+
+    def unknown_first(tensor: Tensor) -> Tensor:
+        return torch.cat([torch.full_like(tensor[:1], torch.nan), tensor[1:]])
+
+    names = ("inner_previous", "previous_norm2", "down_cosine", "up_cosine")
+    return replace(moments, **{name: unknown_first(getattr(moments, name)) for name in names})
 
 
 @dataclass(frozen=True, slots=True)

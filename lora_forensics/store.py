@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import polars as pl
 from lora_forensics.assess import Assessment, versions
 from lora_forensics.errors import SeriesError, UsageError
 from lora_forensics.records import Run, RunNotes, Verdict
+from lora_forensics.remote import RemotePath, fresh, identity
 from lora_forensics.reports import to_json
 from lora_forensics.series import (
     CHECKPOINT_COLUMNS,
@@ -47,7 +47,7 @@ def check_writable(out: Path) -> None:
         UsageError: OUT is a file.
         SeriesError: it cannot be written.
     """
-    if out.exists() and not out.is_dir():
+    if fresh(out).exists() and not out.is_dir():
         raise UsageError(f"{out} is a file, not a folder to write into", "choose another place with --out")
     probe = out / ".writable"
     try:
@@ -59,12 +59,12 @@ def check_writable(out: Path) -> None:
 
 def reserve(run: Run, out: Path, taken: set[str]) -> str:
     """A name for the run in OUT that no other run has, numbered if need be; the same at the next scan."""
-    own = os.path.realpath(run.path)
+    own = identity(run.path)
     number, name = 1, run.name
     while True:
         folder = out / name
         # OUT may hold the run itself: its folder is not ours to write into
-        if name.lower() not in taken and os.path.realpath(folder) != own and _owner(folder, own) == own:
+        if name.lower() not in taken and identity(folder) != own and _owner(folder, own) == own:
             taken.add(name.lower())
             return name
         number += 1
@@ -77,7 +77,7 @@ def name_in(out: Path, run: Run) -> str | None:
         rows = read_table(out / "runs.parquet").select("run", "path").iter_rows()
     except (SeriesError, pl.exceptions.PolarsError):
         return None
-    tail, own = run.name.rpartition("/")[2], os.path.realpath(run.path)
+    tail, own = run.name.rpartition("/")[2], identity(run.path)
     return next((name for name, path in rows if path == own and name.rpartition("/")[2] == tail), None)
 
 
@@ -143,8 +143,11 @@ def _owner(folder: Path, own: str) -> str:
     path = folder / _OWNER
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-        with path.open("x", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(own)
+        if not isinstance(path, RemotePath):
+            with path.open("x", encoding="utf-8", errors="surrogateescape") as file:
+                file.write(own)
+        elif not path.exists():
+            write_text(path, own)
     try:
         return path.read_text("utf-8", "surrogateescape")
     except OSError:

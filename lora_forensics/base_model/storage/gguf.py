@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_forensics.base_model.storage.interface import Storage
 from lora_forensics.errors import BaseModelError, CheckpointError
+from lora_forensics.remote import local
 from lora_forensics.tensors import TensorInfo
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class GGUFFile:
         self.path = path
         self._gguf = _library()
         try:
-            self._reader: Any = self._gguf.GGUFReader(path)
+            self._reader: Any = self._gguf.GGUFReader(local(path))
             self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
             self._architecture = str(self._field("general.architecture") or "")
             shapes = {name: self._shape(tensor) for name, tensor in self._tensors.items()}

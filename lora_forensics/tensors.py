@@ -194,22 +194,24 @@ class SafetensorsFile:
     def read(self, name: str) -> torch.Tensor:
         """The whole tensor, on the CPU, in its stored type."""
         try:
+            self._open()
             shape = self._header.infos[name].shape
             rows = self._rows(name, 0, shape[0] if shape else 1)
-            return self._open().get_tensor(name) if rows is None else rows.reshape(shape)
+            return self._open(whole=True).get_tensor(name) if rows is None else rows.reshape(shape)
         except Exception as error:
             raise CheckpointError(f"{self.path}: tensor {name!r} cannot be read: {error}") from error
 
     def read_slice(self, name: str, axis: int, start: int, stop: int) -> torch.Tensor:
         """Entries [start, stop) along `axis` (0 or 1)."""
         try:
+            self._open()
             length = self._header.infos[name].shape[0]
             if axis == 1 and isinstance(self.path, RemotePath):  # no mapping: columns are cut from the whole
                 return self.read(name)[:, start:stop]
             rows = self._rows(name, start, min(stop, length)) if axis == 0 and 0 <= start < stop else None
             if rows is not None:
                 return rows
-            view = self._open().get_slice(name)
+            view = self._open(whole=True).get_slice(name)
             return view[start:stop] if axis == 0 else view[:, start:stop]  # type: ignore[no-any-return]
         except Exception as error:
             raise CheckpointError(f"{self.path}: tensor {name!r} cannot be read: {error}") from error
@@ -237,8 +239,9 @@ class SafetensorsFile:
                 into = into[count:]
         return raw.view(dtype).reshape(stop - start, *info.shape[1:])
 
-    def _open(self) -> Any:
-        if self._handle is None:
+    def _open(self, whole: bool = False) -> Any:
+        """The library's handle; of a file at a URL, which it takes whole from the disk, only where it is needed."""
+        if self._handle is None and (whole or not isinstance(self.path, RemotePath)):
             from safetensors import safe_open
 
             self._handle = safe_open(local(self.path), framework="pt")

@@ -31,6 +31,8 @@ class Entry:
     """Changes with the content; empty where the server gives none."""
 
 
+_NO_FOLDERS = ("http://", "https://")
+"""Schemes whose folders are pages, if they are anything: to list one may download it."""
 _FOLDER = Entry(folder=True)
 _entries: dict[str, Entry | None] = {}
 _folders: dict[str, dict[str, None]] = {}
@@ -86,8 +88,11 @@ def load(url: str) -> dict[str, Entry]:
     """
     found, path = filesystem(url)
     forget(url)
+    if url.startswith(_NO_FOLDERS) and (told := entry(url)):
+        return {url: told}
     with explained(url):
-        found.invalidate_cache()
+        for known in [path, *(known for known in list(found.dircache) if str(known).startswith(f"{path}/"))]:
+            found.invalidate_cache(known)  # and not all of it: what it lists elsewhere saves requests
         infos: Mapping[str, Any] = found.find(path, detail=True)
     files = {}
     for name, info in infos.items():
@@ -95,7 +100,6 @@ def load(url: str) -> dict[str, Entry]:
         if inside and not str(name).endswith("/") and posixpath.normpath(inside) == inside:
             files[f"{url}/{inside}"] = described(info)
     if not files:
-        _entries.pop(url, None)
         if entry(url) is None:
             raise FileNotFoundError(2, "does not exist", url)
         if entry(url) == _FOLDER:
@@ -166,7 +170,10 @@ def _asked(url: str) -> Entry | None:
     found, path = filesystem(url)
     try:
         with explained(url):
-            return described(found.info(path))
+            try:
+                return described(found.info(path))
+            except (ValueError, NotImplementedError):  # no such place can be, as a folder of repositories
+                return None
     except FileNotFoundError:
         return None
 

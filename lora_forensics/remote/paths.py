@@ -8,7 +8,7 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -78,7 +78,7 @@ class RemotePath(_Local):
         return self if self.url and len(self.parts) <= 3 else super().parent
 
     @property
-    def parents(self) -> tuple[RemotePath, ...]:  # type: ignore[override]
+    def parents(self) -> tuple[RemotePath, ...]:
         """Up to the bucket or host."""
         found, here = [], self
         while (above := here.parent) != here:
@@ -174,7 +174,7 @@ class RemotePath(_Local):
         raw: Any = file if buffering == 0 else io.BufferedReader(file)
         return raw if "b" in mode else io.TextIOWrapper(raw, encoding, errors, newline)
 
-    def iterdir(self) -> Iterator[RemotePath]:
+    def iterdir(self) -> Generator[RemotePath, None, None]:
         """What lies in the folder, by name."""
         yield from (self / name for name in (listing.names(self.resolve().url) if self._has_host() else ()))
 
@@ -286,6 +286,13 @@ def same_file(first: Path, second: Path) -> bool:
     """Whether a server says that two files have the same bytes; False where it does not say."""
     one, two = (path.entry() if isinstance(path, RemotePath) else None for path in (first, second))
     return one is not None and two is not None and bool(one.tag) and (one.size, one.tag) == (two.size, two.tag)
+
+
+def kept(path: Path) -> Path:
+    """Say that a file will be read again and again: each byte is downloaded once. Nothing for files of this machine."""
+    if isinstance(path, RemotePath) and (found := path.entry()):
+        reading.keep(path.resolve().url, found, Path(os.fspath(path.resolve())))
+    return path
 
 
 def local(path: Path) -> Path:

@@ -37,6 +37,8 @@ RANGED = (_HEADED, ".bin", ".pt", ".pth", ".ckpt", ".gguf")
 """Files that are read by ranges; all others are fetched whole when they are opened."""
 
 _session: list[Path] = []
+_kept: dict[tuple[str, Entry], _Kept] = {}
+"""Files of which what was read stays on disk."""
 _streams: OrderedDict[tuple[str, Entry], _Stream] = OrderedDict()
 _guard = threading.Lock()
 _ahead = ThreadPoolExecutor(2, thread_name_prefix="read-ahead")
@@ -84,6 +86,15 @@ def prefetch(files: Mapping[str, tuple[Entry, Path]]) -> None:
     """
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         list(pool.map(lambda item: _fetch_small(*item), ((url, *told) for url, told in files.items())))
+
+
+def keep(url: str, found: Entry, copy: Path) -> None:
+    """What is read of a file stays on this disk until the program ends: a base model is read for every few checkpoints.
+
+    Each process keeps its own: two that write one file would have to agree on what is in it.
+    """
+    if (url, found) not in _kept:
+        _kept[url, found] = _Kept(copy.with_name(f"{copy.name}#{os.getpid()}-{len(_kept)}"))
 
 
 def _fetch_small(url: str, found: Entry, copy: Path) -> None:
@@ -213,21 +224,28 @@ class _Remote:
         self._entry = found
         self._lock = threading.Lock()
         self._file: Any = None
+        self._kept = _kept.get((url, found))
 
     def read(self, start: int, stop: int) -> bytes:
-        """Bytes [start, stop), in one request.
+        """Bytes [start, stop), in one request, or in none where they are kept.
 
         Raises:
             OSError: they cannot be read, or the file changed since it was listed.
         """
         if start >= stop:
             return b""
-        with self._lock, explained(self._url):
-            file = self._open()
-            file.seek(start)
-            data = bytes(file.read(stop - start))
-        if len(data) != stop - start:
-            raise OSError(errno.EIO, "changed while it was read: it ends early", self._url)
+        with self._lock:
+            data = self._kept.read(start, stop) if self._kept else None
+            if data is not None:
+                return data
+            with explained(self._url):
+                file = self._open()
+                file.seek(start)
+                data = bytes(file.read(stop - start))
+            if len(data) != stop - start:
+                raise OSError(errno.EIO, "changed while it was read: it ends early", self._url)
+            if self._kept:
+                self._kept.write(start, data)
         return data
 
     def _open(self) -> Any:
@@ -245,3 +263,38 @@ class _Remote:
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
             self._file.close()
+
+
+class _Kept:
+    """Stretches of a file on this disk, in their places: of what is not there nothing is taken."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        self._spans: list[tuple[int, int]] = []
+        self._lock = threading.Lock()
+
+    def read(self, start: int, stop: int) -> bytes | None:
+        """Bytes [start, stop), if all of them are here."""
+        if not any(low <= start and stop <= high for low, high in self._spans):
+            return None
+        try:
+            with self._place.open("rb") as file:
+                file.seek(start)
+                return file.read(stop - start)
+        except OSError:
+            return None
+
+    def write(self, start: int, data: bytes) -> None:
+        """Keep a stretch; a full disk keeps none."""
+        with self._lock:
+            try:
+                self._place.parent.mkdir(parents=True, exist_ok=True)
+                with self._place.open("r+b" if self._spans else "wb") as file:
+                    file.seek(start)
+                    file.write(data)
+            except OSError:
+                return
+            low, high = start, start + len(data)
+            near = [span for span in self._spans if span[1] >= low and high >= span[0]]
+            whole = (min(low, *(one for one, _ in near)), max(high, *(two for _, two in near))) if near else (low, high)
+            self._spans = [*(span for span in self._spans if span not in near), whole]

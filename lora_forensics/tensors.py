@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from lora_forensics.errors import CheckpointError
+from lora_forensics.errors import CheckpointError, RemoteError
 from lora_forensics.remote import RemotePath, local, same_file
 
 if TYPE_CHECKING:
@@ -198,6 +198,8 @@ class SafetensorsFile:
             shape = self._header.infos[name].shape
             rows = self._rows(name, 0, shape[0] if shape else 1)
             return self._open(whole=True).get_tensor(name) if rows is None else rows.reshape(shape)
+        except RemoteError:
+            raise
         except Exception as error:
             raise CheckpointError(f"{self.path}: tensor {name!r} cannot be read: {error}") from error
 
@@ -213,6 +215,8 @@ class SafetensorsFile:
                 return rows
             view = self._open(whole=True).get_slice(name)
             return view[start:stop] if axis == 0 else view[:, start:stop]  # type: ignore[no-any-return]
+        except RemoteError:
+            raise
         except Exception as error:
             raise CheckpointError(f"{self.path}: tensor {name!r} cannot be read: {error}") from error
 
@@ -258,6 +262,8 @@ class PickleFile:
         try:
             # mmap needs the zip format of torch >= 1.6; older files are read whole
             loaded = torch.load(local(path), map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        except RemoteError:
+            raise
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CheckpointError(

@@ -32,6 +32,10 @@ class Request:
     """Bytes of the answer."""
 
 
+def undisturbed(_method: str, _key: str) -> None:
+    """Nothing goes wrong."""
+
+
 @dataclass
 class Bucket:
     """An S3 bucket, the log of its server, and what goes wrong there."""
@@ -41,7 +45,7 @@ class Bucket:
     log: list[Request] = field(default_factory=list)
     refused: str = "nothing is called this"
     """Pattern of paths that are answered with 403."""
-    before: Callable[[str, str], None] = lambda method, key: None
+    before: Callable[[str, str], None] = undisturbed
     """Called with every request, before it is answered."""
 
     def upload(self, folder: Path, prefix: str) -> str:
@@ -87,14 +91,14 @@ def s3_server() -> Iterator[Bucket]:
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(port=0, verbose=False)
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
-    host, port = server.get_host_and_port()
+    _, port = server.get_host_and_port()
     environment = {
         "AWS_ACCESS_KEY_ID": "key",
         "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://{host.replace('0.0.0.0', '127.0.0.1')}:{port}",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "AWS_EC2_METADATA_DISABLED": "true",
         "AWS_MAX_ATTEMPTS": "1",
     }

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -18,7 +19,7 @@ import torch
 from cli_runs import checkpoint, project
 from click.testing import CliRunner, Result
 from polars.testing import assert_frame_equal
-from remote_servers import BUCKET, Bucket, downloaded, file_server, s3_server
+from remote_servers import BUCKET, Bucket, downloaded, file_server, s3_server, undisturbed
 from safetensors.torch import save_file
 from wholes import REPOSITORY
 
@@ -43,7 +44,7 @@ def _mend(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "bucket" in request.fixturenames:
         found = request.getfixturevalue("bucket")
-        found.refused, found.before = Bucket.refused, lambda method, key: None
+        found.refused, found.before = Bucket.refused, undisturbed
 
 
 def call(*arguments: str | Path) -> Result:
@@ -78,6 +79,10 @@ def assert_same_tables(one: Path, two: Path) -> None:
             assert_frame_equal(left.drop(aside), right.drop(aside), check_exact=True)
         keeps = [json.loads((out / folder / "verdict.json").read_text("utf-8"))["keep"] for out in (one, two)]
         assert keeps[0] == keeps[1]
+
+
+def _verdict(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "verdict.json").read_text("utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +134,7 @@ def test_a_scan_of_urls_gives_the_tables_of_the_same_files_on_this_disk(
     with bucket.watched() as log:
         again = call("scan", *urls, "--out", tmp_path / "there", "--no-plots")
     assert "nothing new: 93 known before" in again.output
-    assert downloaded(log, ".safetensors") < 0.3 * size  # headers
+    assert downloaded(log, ".safetensors") < size / 3  # headers: these adapters are small
     found = call("pick", urls[0], "--out", tmp_path / "there")
     assert found.output == f"{urls[0]}/output/checkpoint-80/adapter_model.safetensors\n"
 
@@ -167,9 +172,7 @@ def test_out_at_a_url_is_that_on_the_disk(bucket: Bucket, tmp_path: Path) -> Non
     assert_same_tables(copy, tmp_path / "here")
     assert "nothing new: 20 known before" in call("scan", url, "--out", out).output
     assert call("report", out, "--window", "2").exit_code == 0
-    assert (
-        json.loads(bucket.download("results", tmp_path / "again").joinpath("a/verdict.json").read_text())["window"] == 2
-    )
+    assert _verdict(bucket.download("results", tmp_path / "again") / "a")["window"] == 2
     assert call("pick", f"{url}/a", "--out", out).stdout.startswith(f"{url}/a/checkpoint-")
     endpoint = {"aws_endpoint_url": bucket.environment["AWS_ENDPOINT_URL"], "aws_allow_http": "true"}
     rows = pl.scan_parquet(f"{out}/*/layers.parquet", storage_options=endpoint).filter(pl.col("step") == 50)
@@ -202,8 +205,9 @@ def test_workers_open_urls(engine: str, bucket: Bucket, tmp_path: Path) -> None:
     """The same numbers from worker processes, and from a Ray cluster on this machine."""
     pytest.importorskip(engine) if engine == "ray" else None
     url = bucket.upload(project(tmp_path / "runs", ["a", "b"], count=6), f"engine-{engine}")
-    assert call("scan", url, "--out", tmp_path / "serial", "--no-plots").exit_code == 0
-    work = ("--engine", engine, "--workers", "2", "--no-plots", "--memory", "2KB")
+    small = ("--no-plots", "--memory", "2KB")  # several units of work a run
+    assert call("scan", url, "--out", tmp_path / "serial", *small).exit_code == 0
+    work = ("--engine", engine, "--workers", "2", *small)
     result = program(bucket.environment, "scan", url, "--out", str(tmp_path / "parallel"), *work)
     assert result.returncode == 0, result.stderr
     assert_same_tables(tmp_path / "serial", tmp_path / "parallel")
@@ -213,9 +217,8 @@ def test_a_pickled_path_is_opened_on_another_machine(bucket: Bucket, tmp_path: P
     """It carries what was listed and how to connect; nothing of this machine's disk is needed."""
     url = bucket.upload(project(tmp_path / "runs", count=1), "elsewhere")
     path = fresh(place(url)) / "run/checkpoint-10/adapter_model.safetensors"
-    (tmp_path / "path").write_bytes(
-        pickle.dumps(path).replace(str(session()).encode(), b"/gone".ljust(len(str(session())), b"x"))
-    )
+    here = str(session()).encode()
+    (tmp_path / "path").write_bytes(pickle.dumps(path).replace(here, b"/gone".ljust(len(here), b"x")))
     code = (
         "import pickle, sys; from lora_forensics.tensors import open_tensors; from lora_forensics.remote import kept\n"
         "path = pickle.load(open(sys.argv[1], 'rb')); file = open_tensors(path)\n"
@@ -281,7 +284,7 @@ def test_pickles_and_databases_are_copied_when_they_are_opened(bucket: Bucket, t
     ("url", "said", "hint"),
     [
         ("s3://no-such-bucket/runs", "s3://no-such-bucket/runs does not exist", "check the path"),
-        (f"s3://{BUCKET}/nowhere", "does not exist", "check the path"),
+        (f"s3://{BUCKET}/qqq", "does not exist", "check the path"),
         ("nonsense://x/y", "nonsense://x/y: Protocol not known", "s3://"),
         ("s3://", "does not exist", "check"),
     ],
@@ -318,7 +321,7 @@ def test_refused_places_are_said_and_refused_files_are_skipped(bucket: Bucket, t
     bucket.refused = "forbidden"
     result = call("scan", url, "--out", f"s3://{BUCKET}/forbidden")
     assert result.exit_code == 2
-    assert "cannot be written: access is denied" in result.output
+    assert f"s3://{BUCKET}/forbidden: access is denied" in result.output
 
 
 def test_files_that_change_or_vanish_during_the_scan_are_skipped(bucket: Bucket, tmp_path: Path) -> None:
@@ -329,10 +332,11 @@ def test_files_that_change_or_vanish_during_the_scan_are_skipped(bucket: Bucket,
     other = checkpoint(tmp_path / "other", 33)
 
     def disturb(method: str, key: str) -> None:
-        if key == f"/{BUCKET}/moving/run/checkpoint-20/adapter_model.safetensors" and disturbed.append(key) is None:
-            if len(disturbed) == 2:  # its header was read before, with all others
-                bucket.put(other, changed)
-                bucket.client.delete_object(Bucket=BUCKET, Key=gone)
+        disturbed.append(key)
+        if disturbed.count(f"/{BUCKET}/moving/run/checkpoint-20/adapter_model.safetensors") == 2 and method == "GET":
+            disturbed.clear()  # its header was read before, with all others
+            bucket.put(other, changed)
+            bucket.client.delete_object(Bucket=BUCKET, Key=gone)
 
     disturbed: list[str] = []
     bucket.before = disturb
@@ -341,10 +345,10 @@ def test_files_that_change_or_vanish_during_the_scan_are_skipped(bucket: Bucket,
     assert result.exit_code == 0
     assert "changed while it was read" in said
     assert "does not exist" in said
-    assert "measured 8 checkpoints" in said
+    assert "measured 8 new checkpoints" in said
     again = call("scan", url, "--out", tmp_path / "out", "--no-plots").output
     assert "new checkpoint" in again
-    assert "skipped" not in again
+    assert "changed" not in again
 
 
 def test_without_credentials_or_network_there_is_a_message(bucket: Bucket, tmp_path: Path) -> None:
@@ -424,7 +428,7 @@ def test_secrets_in_urls_are_sent_and_never_said(tmp_path: Path) -> None:
             content = file.read_bytes()
             assert b"s3cr3t" not in content
             assert b"hunter2" not in content
-    verdict = json.loads((tmp_path / "out/run/verdict.json").read_text("utf-8"))
+    verdict = _verdict(tmp_path / "out/run")
     assert verdict["base_model"]["path"] == f"{address}/base.safetensors"
 
 

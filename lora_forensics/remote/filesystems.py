@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from lora_forensics.errors import UsageError
+from lora_forensics.errors import RemoteError, UsageError
 
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://(?P<rest>.*)", re.DOTALL)
 _AT_IS_A_REVISION = ("hf",)
@@ -29,7 +29,7 @@ _CREDENTIALS = "check the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID, HF_TOKEN,
 _NETWORK = "check the network, and the endpoint if you set one (AWS_ENDPOINT_URL, HF_ENDPOINT)"
 _AGAIN = "run the same command again: what is finished is kept"
 
-_TROUBLES: tuple[tuple[frozenset[str], type[OSError], int, str, str], ...] = (
+_TROUBLES: tuple[tuple[frozenset[str], type[OSError] | None, int, str, str], ...] = (
     (
         frozenset({"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound",
                    "TokenRetrievalError", "SSOTokenLoadError", "UnauthorizedSSOTokenError"}),
@@ -46,10 +46,11 @@ _TROUBLES: tuple[tuple[frozenset[str], type[OSError], int, str, str], ...] = (
         frozenset({"EndpointConnectionError", "ConnectionError", "ClientConnectorError", "ConnectTimeoutError",
                    "ReadTimeoutError", "TimeoutError", "TransportError", "HTTPClientError", "gaierror",
                    "FSTimeoutError", "ClientConnectionError", "ConnectionClosedError", "OfflineModeIsEnabled"}),
-        OSError, errno.ENETUNREACH, "no connection to the server", _NETWORK,
+        None, 0, "no connection to the server", _NETWORK,
     ),
 )  # fmt: skip
-"""Names of other libraries' errors, by which these need not be imported, and what they mean; the first that fits."""
+"""Names of other libraries' errors, by which these need not be imported, and what they mean; the first that fits.
+None is a `RemoteError`: the file is not to blame, and is not skipped."""
 
 
 def is_url(text: object) -> bool:
@@ -127,14 +128,15 @@ def said(text: str) -> str:
 
 @contextmanager
 def explained(url: str) -> Iterator[None]:
-    """Whatever a file system raises becomes an OSError that says what is wrong: none of them is a bug of ours.
+    """Whatever a file system raises says what is wrong: none of it is a bug of ours.
 
     Raises:
-        OSError: with the reason in `strerror`; FileNotFoundError and PermissionError where it is that.
+        OSError: about this file, with the reason in `strerror`; FileNotFoundError and PermissionError where it is that.
+        RemoteError: about the server or the way to it.
     """
     try:
         yield
-    except UsageError:
+    except (UsageError, RemoteError):
         raise
     except OSError as error:
         if error.filename == url and error.strerror:  # one of ours
@@ -144,7 +146,7 @@ def explained(url: str) -> Iterator[None]:
         raise _explain(url, error) from error
 
 
-def _explain(url: str, error: Exception) -> OSError:
+def _explain(url: str, error: Exception) -> OSError | RemoteError:
     chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__) is not None and len(chain) < 8:
         chain.append(cause)
@@ -152,15 +154,12 @@ def _explain(url: str, error: Exception) -> OSError:
     status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
     for known, kind, number, message, hint in _TROUBLES:
         if any(known & link for link in names) or (kind is PermissionError and status in (401, 403)):
-            return _trouble(kind, number, message, hint, url)
-    text = said(str(error)) or type(error).__name__
-    return _trouble(OSError, errno.EIO, f"{type(error).__name__}: {text}", _AGAIN, url)
-
-
-def _trouble(kind: type[OSError], number: int, message: str, hint: str, url: str) -> OSError:
-    found = kind(number, message, url)
-    found.add_note(hint)
-    return found
+            if kind is None:
+                return RemoteError(f"{url}: {message}", hint)
+            found = kind(number, message, url)
+            found.add_note(hint)
+            return found
+    return RemoteError(f"{url}: {type(error).__name__}: {said(str(error))}", _AGAIN)
 
 
 def hint_of(error: OSError) -> str:

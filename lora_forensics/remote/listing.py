@@ -126,9 +126,9 @@ def start_empty(url: str) -> None:
 
 
 def forget(url: str) -> None:
-    """Ask again for all that lies here and below."""
+    """Ask again for all that lies here and below, and what lies in the folders above."""
     for known in (_entries, _folders):
-        for key in [key for key in known if key == url or key.startswith(url + "/")]:
+        for key in [key for key in known if f"{key}/".startswith(f"{url}/") or url.startswith(f"{key}/")]:
             del known[key]
 
 

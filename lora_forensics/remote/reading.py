@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from lora_forensics.errors import RemoteError
 from lora_forensics.remote.filesystems import explained, filesystem
 from lora_forensics.remote.listing import Entry, described
 
@@ -104,7 +105,7 @@ def _fetch_small(url: str, found: Entry, copy: Path) -> None:
             _fetch_head(url, found, head_file(copy))
         elif (name.endswith(_TEXTS) or name.startswith(_EVENTS)) and found.size <= _SMALL:
             copied(url, found, copy)
-    except OSError:
+    except (OSError, RemoteError):
         return
 
 
@@ -157,7 +158,7 @@ class RangedFile(io.RawIOBase):
         stop = min(self._at + len(into), self._entry.size)
         if stop <= self._at:
             return 0
-        if stop <= len(self._head):
+        if self._at < len(self._head):
             data: bytes | memoryview = self._head[self._at : stop]
         else:
             stream = _stream(self._url, self._entry)

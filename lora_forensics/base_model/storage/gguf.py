@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_forensics.base_model.storage.interface import Storage
-from lora_forensics.errors import BaseModelError, CheckpointError
+from lora_forensics.errors import BaseModelError, CheckpointError, RemoteError
 from lora_forensics.remote import local
 from lora_forensics.tensors import TensorInfo
 
@@ -41,6 +41,8 @@ class GGUFFile:
             self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
             self._architecture = str(self._field("general.architecture") or "")
             shapes = {name: self._shape(tensor) for name, tensor in self._tensors.items()}
+        except RemoteError:
+            raise
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CheckpointError(

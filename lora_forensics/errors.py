@@ -34,7 +34,7 @@ class SeriesError(LoraForensicsError):
 
 
 class RemoteError(LoraForensicsError):
-    """A server that holds files cannot be reached, or fails: nothing is wrong with the file, and a later scan may do."""
+    """A server that holds files cannot be reached, or fails; nothing is wrong with the files."""
 
 
 class WorkerError(LoraForensicsError):

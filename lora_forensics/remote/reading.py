@@ -254,7 +254,7 @@ class _Remote:
             found, path = filesystem(self._url)
             self._file = found.open(path, "rb", cache_type="none")
             now = described(getattr(self._file, "details", None) or found.info(path))
-            if (now.size, now.tag) != (self._entry.size, self._entry.tag):
+            if now.size != self._entry.size or (now.tag and self._entry.tag and now.tag != self._entry.tag):
                 raise OSError(errno.EIO, "changed since it was listed", self._url)
         return self._file
 

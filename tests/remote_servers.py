@@ -44,7 +44,9 @@ class Bucket:
     environment: dict[str, str]
     log: list[Request] = field(default_factory=list)
     refused: str = "nothing is called this"
-    """Pattern of paths that are answered with 403."""
+    """Pattern of paths that are not served."""
+    answer: tuple[str, str] = ("403 Forbidden", "AccessDenied")
+    """What is said of them."""
     before: Callable[[str, str], None] = undisturbed
     """Called with every request, before it is answered."""
 
@@ -124,8 +126,8 @@ def _logged(application: Any, bucket: Bucket) -> Any:
             return start(status, headers, *rest)
 
         if re.search(bucket.refused, key):
-            body = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
-            begin("403 Forbidden", [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
+            body = f"<Error><Code>{bucket.answer[1]}</Code><Message>no</Message></Error>".encode()
+            begin(bucket.answer[0], [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
             return [] if method == "HEAD" else [body]
         return application(environ, begin)
 

@@ -44,7 +44,7 @@ def _mend(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "bucket" in request.fixturenames:
         found = request.getfixturevalue("bucket")
-        found.refused, found.before = Bucket.refused, undisturbed
+        found.refused, found.answer, found.before = Bucket.refused, Bucket.answer, undisturbed
 
 
 def call(*arguments: str | Path) -> Result:
@@ -349,6 +349,17 @@ def test_files_that_change_or_vanish_during_the_scan_are_skipped(bucket: Bucket,
     again = call("scan", url, "--out", tmp_path / "out", "--no-plots").output
     assert "new checkpoint" in again
     assert "changed" not in again
+
+
+def test_a_server_that_fails_is_no_fault_of_a_file(bucket: Bucket, tmp_path: Path) -> None:
+    """The scan ends with a message, no file is taken for damaged, and the next scan measures all of them."""
+    url = bucket.upload(project(tmp_path / "runs", count=10), "outage")
+    bucket.refused, bucket.answer = "checkpoint-50/adapter_model", ("501 Not Implemented", "NotImplemented")
+    result = call("scan", url, "--out", tmp_path / "out", "--no-plots")
+    assert result.exit_code == 2
+    assert f"{url}/run/checkpoint-50/adapter_model.safetensors: " in result.output
+    bucket.refused = Bucket.refused
+    assert "measured 10 checkpoints" in call("scan", url, "--out", tmp_path / "out", "--no-plots").output
 
 
 def test_without_credentials_or_network_there_is_a_message(bucket: Bucket, tmp_path: Path) -> None:

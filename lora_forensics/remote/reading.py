@@ -132,7 +132,7 @@ class RangedFile(io.RawIOBase):
         self._ahead = ahead
         self._at = 0
         head = head_file(copy)
-        self._head = head.read_bytes() if head.exists() else b""
+        self._head = head.read_bytes() if not ahead and head.exists() else b""
 
     def readable(self) -> bool:
         """It is."""

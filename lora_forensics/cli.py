@@ -16,6 +16,7 @@ import click
 from lora_forensics import __version__
 from lora_forensics.commands import average, prune
 from lora_forensics.errors import LoraForensicsError, UsageError
+from lora_forensics.remote import is_url, place
 
 if TYPE_CHECKING:
     from lora_forensics.inspection.values import Contents, Difference, Inspection
@@ -25,6 +26,17 @@ if TYPE_CHECKING:
 
 _SPECTRA = "All singular values, also of changes without a thin core."
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _Place(click.Path):
+    """A path of this machine, or a URL."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """What `click.Path` says of paths, nothing yet of URLs."""
+        return place(value) if is_url(value) else super().convert(value, param, ctx)
+
+
+_PLACE = _Place(path_type=Path)
 
 EXIT_USAGE, EXIT_SOME, EXIT_BUG, EXIT_INTERRUPTED = 2, 3, 70, 130
 
@@ -107,11 +119,11 @@ def measuring(command: F) -> F:
     """Options that say what is measured, and how."""
     for option in reversed(
         (
-            click.option("--base", multiple=True, type=click.Path(path_type=Path), help="Base model: file or folder."),
+            click.option("--base", multiple=True, type=_PLACE, help="Base model: file or folder."),
             click.option("--download", is_flag=True, help="Allow fetching the base model from the Hugging Face hub."),
             click.option(
                 "--out",
-                type=click.Path(path_type=Path, file_okay=False),
+                type=_Place(path_type=Path, file_okay=False),
                 default=Path("forensics"),
                 show_default=True,
                 help="Folder for tables, plots and reports.",
@@ -149,7 +161,7 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, required=True, type=_PLACE)
 @measuring
 @assessing
 @click.option(
@@ -198,7 +210,7 @@ def scan(
 
 
 @main.command()
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=_PLACE)
 @click.option("--trainer", help="Look for this trainer's layout only.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
 @click.option("-v", "--verbose", is_flag=True, help="List every skipped file.")
@@ -220,7 +232,7 @@ def runs(path: Path, trainer: str | None, as_json: bool, verbose: bool) -> int:
 
 
 @main.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=_PLACE)
 @measuring
 @assessing
 def pick(run: Path, **settings: Any) -> int:
@@ -241,7 +253,7 @@ def pick(run: Path, **settings: Any) -> int:
 
 
 @main.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=_PLACE)
 @click.option("--score", metavar="COMMAND", help="Command with {checkpoint} in it; its last line is a number.")
 @click.option(
     "--held-out", type=click.Path(path_type=Path), help="Samples not trained on: .txt, .jsonl, or a folder of images."
@@ -280,7 +292,7 @@ def probe(run: Path, evaluations: int, as_json: bool, verbose: bool, **settings:
 
 
 @main.command()
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=_PLACE)
 @assessing
 @click.option(
     "--report", "reports", multiple=True, help="Report to write (repeatable; all that are files if left out)."
@@ -306,8 +318,8 @@ def report(out: Path, reports: tuple[str, ...], as_json: bool, verbose: bool, **
 
 
 @main.command()
-@click.argument("files", nargs=-1, required=True, metavar="FILE [FILE]", type=click.Path(path_type=Path))
-@click.option("--base", multiple=True, type=click.Path(path_type=Path), help="Base model: file or folder (repeatable).")
+@click.argument("files", nargs=-1, required=True, metavar="FILE [FILE]", type=_PLACE)
+@click.option("--base", multiple=True, type=_PLACE, help="Base model: file or folder (repeatable).")
 @click.option("--download", is_flag=True, help="Allow fetching the base model from the Hugging Face hub.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 @click.option("--spectra", is_flag=True, help=_SPECTRA)

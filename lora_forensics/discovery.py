@@ -14,6 +14,7 @@ from lora_forensics.adapters import looks_like_adapter
 from lora_forensics.checkpoints import TRAINERS, Folder, Trainer
 from lora_forensics.errors import CheckpointError, UsageError
 from lora_forensics.records import Checkpoint, Run, Skipped
+from lora_forensics.remote import fresh, place
 from lora_forensics.tensors import SAFETENSORS, TENSOR_FILES
 
 _STATES = re.compile(r"(optimizer|scheduler|scaler|training_args|rng_state|random_states|ema|trainer|recipe_state)")
@@ -34,7 +35,7 @@ def discover_runs(
     Raises:
         UsageError: `path` does not exist, is a single file, or is itself one checkpoint; the hint says what to pass.
     """
-    root = Path(path)
+    root = fresh(place(path))
     _check_root(root)
     if trainer is not None and trainer not in TRAINERS:
         raise UsageError(f"no trainer is called {trainer!r}", f"choose from {', '.join(TRAINERS)}")
@@ -147,7 +148,7 @@ def _check_root(root: Path) -> None:
     if _CHECKPOINT.fullmatch(root.resolve().name) and weights:
         raise UsageError(
             f"{root} is one checkpoint of a run; a verdict needs its neighbours",
-            f"scan the run: lora-forensics scan {os.path.normpath(root / '..')}",
+            f"scan the run: lora-forensics scan {root.parent if root.is_absolute() else os.path.normpath(root / '..')}",
         )
 
 

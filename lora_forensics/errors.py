@@ -36,6 +36,10 @@ class SeriesError(LoraForensicsError):
     """A stored table is missing, or does not hold what its schema says."""
 
 
+class RemoteError(LoraForensicsError):
+    """A server that holds files cannot be reached, or fails; nothing is wrong with the files."""
+
+
 class WorkerError(LoraForensicsError):
     """A worker was lost with the work that it had: killed, out of memory, or its machine gone."""
 

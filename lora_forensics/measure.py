@@ -20,6 +20,7 @@ from lora_forensics.base_model import BaseModel, check_hash, find_base
 from lora_forensics.engines import ENGINES, Engine, EngineSettings
 from lora_forensics.errors import BaseModelError, LoraForensicsError, UsageError
 from lora_forensics.records import SCHEMA, BaseModelSummary, Finding, Run, RunNotes
+from lora_forensics.remote import listed, place
 from lora_forensics.tables import LAYER_COLUMNS, Measured, Tables, gone
 
 if TYPE_CHECKING:
@@ -298,13 +299,13 @@ def _find_base(
 ) -> tuple[BaseModel | None, str]:
     """The base model, or why there is none; where it was the last time counts as a place to look."""
     named = [] if base is None else [base] if isinstance(base, str | Path) else base
-    given = tuple(dict.fromkeys(Path(path) for path in named))
+    given = tuple(dict.fromkeys(listed(place(path)) for path in named))
     try:
         return find_base(run.base, run.path, options.search_root, given, options.download), ""
     except BaseModelError as error:
         if given:
             raise
-        before = [Path(path) for path in known.notes.base_files] if known else []
+        before = [place(path) for path in known.notes.base_files] if known else []
         if before and all(path.exists() for path in before):
             return find_base(run.base, run.path, options.search_root, before), ""
         return None, f"{error.message}. {error.hint}" if error.hint else error.message

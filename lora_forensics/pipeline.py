@@ -18,6 +18,7 @@ from lora_forensics.measure import MeasureOptions, Measuring, measure_one
 from lora_forensics.plots import draw_plots
 from lora_forensics.probed import Probed, load_probed
 from lora_forensics.records import Run, Verdict
+from lora_forensics.remote import RemotePath
 from lora_forensics.similarity import AssessOptions
 from lora_forensics.store import assessment_key, load_measured, load_verdict, save_assessment, save_measured
 from lora_forensics.tables import Measured, only_pruned, with_pruned
@@ -69,6 +70,12 @@ class _Measure:
     place: int
     unit: Unit
 
+    @property
+    def anywhere(self) -> bool:
+        """Whether it reads nothing but URLs, so that the machine does not matter."""
+        paths = (*self.unit.base, *(checkpoint.path for checkpoint in self.unit.checkpoints))
+        return all(isinstance(path, RemotePath) for path in paths)
+
     def run(self, advance: Any) -> UnitResult:
         return measure_one(self.unit, advance)
 
@@ -82,6 +89,8 @@ class _Assess:
     options: AssessOptions
     probed: Probed
     plots: bool
+    anywhere = True
+    """It reads no files."""
 
     def run(self, _advance: Any) -> tuple[Assessment, dict[str, bytes]]:
         layers, checkpoints = self.measured.layers, self.measured.checkpoints

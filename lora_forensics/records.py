@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lora_forensics.errors import LoraForensicsError, SeriesError
+from lora_forensics.remote import place
 
 Severity = Literal["info", "warning", "error"]
 
@@ -49,7 +50,7 @@ class Skipped:
     @classmethod
     def from_dict(cls, document: dict[str, Any]) -> Skipped:
         """The inverse of `to_dict`."""
-        return cls(Path(document["path"]), document["reason"], document.get("expected", False))
+        return cls(place(document["path"]), document["reason"], document.get("expected", False))
 
 
 def describe_adapter(kinds: Sequence[str], ranks: Sequence[int]) -> str:

@@ -20,6 +20,7 @@ from lora_forensics.pipeline import ScanOptions, scan_runs
 from lora_forensics.plots import draw_plots, save_plots
 from lora_forensics.probed import load_probed
 from lora_forensics.records import SCHEMA, Run, Severity, Skipped, Summary, Verdict
+from lora_forensics.remote import fresh
 from lora_forensics.reports import REPORTS
 from lora_forensics.reports.text import count
 from lora_forensics.rules import RULES
@@ -190,7 +191,7 @@ def load_summary(out: Path) -> Summary:
         SeriesError: there is none, or it cannot be read.
     """
     try:
-        document = json.loads((out / "summary.json").read_text("utf-8"))
+        document = json.loads((fresh(out) / "summary.json").read_text("utf-8"))
         if document["schema"] > SCHEMA:
             message = f"{out} has schema {document['schema']}, newer than {SCHEMA}"
             raise SeriesError(message, "upgrade lora-forensics")

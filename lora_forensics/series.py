@@ -20,6 +20,7 @@ import polars as pl
 
 from lora_forensics.errors import SeriesError
 from lora_forensics.records import SCHEMA
+from lora_forensics.remote import local, published
 
 _TEMPORARY = ".tmp"
 _STALE_SECONDS = 600
@@ -245,7 +246,7 @@ def read_table(path: Path) -> pl.DataFrame:
         version = read_notes(path).get("lora_forensics.schema", "0")
         if int(version) > SCHEMA:
             raise SeriesError(f"{path} has schema {version}, newer than {SCHEMA}", "upgrade lora-forensics")
-        return pl.read_parquet(path, memory_map=False)
+        return pl.read_parquet(local(path), memory_map=False)
     except _UNREADABLE as error:
         raise SeriesError(f"{path}: no readable Parquet file: {error}", "run `lora-forensics scan --rescan`") from error
 
@@ -253,7 +254,7 @@ def read_table(path: Path) -> pl.DataFrame:
 def read_notes(path: Path) -> dict[str, str]:
     """The text metadata of a Parquet file; empty if the file is missing or unreadable."""
     try:
-        return dict(pl.read_parquet_metadata(path))
+        return dict(pl.read_parquet_metadata(local(path)))
     except _UNREADABLE:
         return {}
 
@@ -285,6 +286,7 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             os.umask(umask)
             Path(name).chmod(0o666 & ~umask)  # mkstemp makes the file private
             Path(name).replace(path)
+            published(path)
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise

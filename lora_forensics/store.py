@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from lora_forensics.assess import Assessment, versions
 from lora_forensics.errors import SeriesError, UsageError
 from lora_forensics.probed import Probed
 from lora_forensics.records import Run, RunNotes, Verdict
+from lora_forensics.remote import RemotePath, fresh, identity
 from lora_forensics.reports import to_json
 from lora_forensics.series import (
     CHECKPOINT_COLUMNS,
@@ -54,7 +54,7 @@ def check_writable(out: Path) -> None:
         UsageError: OUT is a file.
         SeriesError: it cannot be written.
     """
-    if out.exists() and not out.is_dir():
+    if fresh(out).exists() and not out.is_dir():
         raise UsageError(f"{out} is a file, not a folder to write into", "choose another place with --out")
     probe = out / ".writable"
     try:
@@ -66,12 +66,12 @@ def check_writable(out: Path) -> None:
 
 def reserve(run: Run, out: Path, taken: set[str]) -> str:
     """A name for the run in OUT that no other run has, numbered if need be; the same at the next scan."""
-    own = os.path.realpath(run.path)
+    own = identity(run.path)
     number, name = 1, run.name
     while True:
         folder = out / name
         # OUT may hold the run itself: its folder is not ours to write into
-        if name.lower() not in taken and os.path.realpath(folder) != own and _owner(folder, own) == own:
+        if name.lower() not in taken and identity(folder) != own and _owner(folder, own) == own:
             taken.add(name.lower())
             return name
         number += 1
@@ -84,7 +84,7 @@ def name_in(out: Path, run: Run) -> str | None:
         rows = read_table(out / "runs.parquet").select("run", "path").iter_rows()
     except (SeriesError, pl.exceptions.PolarsError):
         return None
-    tail, own = run.name.rpartition("/")[2], os.path.realpath(run.path)
+    tail, own = run.name.rpartition("/")[2], identity(run.path)
     return next((name for name, path in rows if path == own and name.rpartition("/")[2] == tail), None)
 
 
@@ -151,7 +151,7 @@ def stored_verdict(folder: Path) -> Verdict | None:
 def stored_name(out: Path, run: Run) -> str | None:
     """The name of a run in OUT, if an earlier scan stored it there."""
     named = name_in(out, run)
-    if named is None and read_text(out / run.name / _OWNER) == os.path.realpath(run.path):
+    if named is None and read_text(out / run.name / _OWNER) == identity(run.path):
         named = run.name
     return named
 
@@ -183,8 +183,11 @@ def _owner(folder: Path, own: str) -> str:
     path = folder / _OWNER
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-        with path.open("x", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(own)
+        if not isinstance(path, RemotePath):
+            with path.open("x", encoding="utf-8", errors="surrogateescape") as file:
+                file.write(own)
+        elif not path.exists():
+            write_text(path, own)
     found = read_text(path)
     return own if found is None else found  # where nothing can be written the error comes with the first table
 

@@ -15,11 +15,12 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from io import RawIOBase
+from io import FileIO, RawIOBase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from lora_forensics.errors import CheckpointError
+from lora_forensics.errors import CheckpointError, RemoteError
+from lora_forensics.remote import RemotePath, local, same_file
 
 if TYPE_CHECKING:
     import torch
@@ -92,9 +93,9 @@ def read_header(path: Path) -> Header:
         CheckpointError: the file is empty, truncated, or no safetensors file; the message says which.
     """
     try:
+        stat = path.stat()
+        size = stat.st_size
         with path.open("rb") as file:
-            stat = os.fstat(file.fileno())
-            size = stat.st_size
             if size < 8:
                 raise CheckpointError(
                     f"{path}: {'empty' if size == 0 else f'only {size} bytes'}: not a safetensors file"
@@ -200,6 +201,8 @@ class SafetensorsFile:
             shape = self._header.infos[name].shape
             rows = self._rows(name, 0, shape[0] if shape else 1)
             return self._open().get_tensor(name) if rows is None else rows.reshape(shape)
+        except RemoteError:
+            raise
         except Exception as error:
             raise CheckpointError(f"{self.path}: tensor {name!r} cannot be read: {error}") from error
 
@@ -207,11 +210,15 @@ class SafetensorsFile:
         """Entries [start, stop) along `axis` (0 or 1)."""
         try:
             length = self._header.infos[name].shape[0]
+            if axis == 1 and isinstance(self.path, RemotePath):  # no mapping: columns are cut from the whole
+                return self.read(name)[:, start:stop]
             rows = self._rows(name, start, min(stop, length)) if axis == 0 and 0 <= start < stop else None
             if rows is not None:
                 return rows
             view = self._open().get_slice(name)
             return view[start:stop] if axis == 0 else view[:, start:stop]  # type: ignore[no-any-return]
+        except RemoteError:
+            raise
         except Exception as error:
             raise CheckpointError(f"{self.path}: tensor {name!r} cannot be read: {error}") from error
 
@@ -231,6 +238,8 @@ class SafetensorsFile:
         starts = self._header.starts
         try:
             self._fill([(starts[name], target) for name, target in targets.items()])
+        except RemoteError:
+            raise
         except Exception as error:
             raise CheckpointError(f"{self.path}: cannot be read: {error}") from error
 
@@ -257,10 +266,11 @@ class SafetensorsFile:
                 _read_exactly(file, self._header.data_start + start, targets)
 
     def _open(self) -> Any:
+        """The library's handle, which takes a file at a URL whole from the disk."""
         if self._handle is None:
             from safetensors import safe_open
 
-            self._handle = safe_open(self.path, framework="pt")
+            self._handle = safe_open(local(self.path), framework="pt")
         return self._handle
 
 
@@ -273,7 +283,9 @@ class PickleFile:
         self.path = path
         try:
             # mmap needs the zip format of torch >= 1.6; older files are read whole
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+            loaded = torch.load(local(path), map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        except RemoteError:
+            raise
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CheckpointError(
@@ -368,7 +380,7 @@ def pickle_mentions(path: Path, words: Sequence[str]) -> bool:
             with path.open("rb") as file:
                 structure = file.read(_STRUCTURE)
         else:
-            with zipfile.ZipFile(path) as archive:
+            with path.open("rb") as file, zipfile.ZipFile(file) as archive:
                 name = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
                 structure = archive.open(name).read(_STRUCTURE) if name else b""
     except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, zlib.error, EOFError) as error:
@@ -394,19 +406,28 @@ def _side_by_side(parts: Iterable[tuple[int, memoryview]]) -> Iterator[tuple[int
 
 def _read_exactly(file: RawIOBase, offset: int, targets: list[memoryview]) -> None:
     """Fill the targets one after the other; with one call of the system where it has one for that."""
-    while targets:
-        if hasattr(os, "preadv"):
+    if hasattr(os, "preadv") and isinstance(file, FileIO):
+        while targets:
             count = os.preadv(file.fileno(), targets, offset)
-        else:
-            file.seek(offset)
-            count = file.readinto(targets[0]) or 0
+            if not count:
+                raise CheckpointError("the file ends inside a tensor")
+            offset += count
+            while targets and count >= targets[0].nbytes:
+                count -= targets.pop(0).nbytes
+            if count:
+                targets[0] = targets[0][count:]
+        return
+    data = memoryview(bytearray(sum(target.nbytes for target in targets)))
+    file.seek(offset)
+    filled = 0
+    while filled < len(data):
+        count = file.readinto(data[filled:]) or 0
         if not count:
             raise CheckpointError("the file ends inside a tensor")
-        offset += count
-        while targets and count >= targets[0].nbytes:
-            count -= targets.pop(0).nbytes
-        if count:
-            targets[0] = targets[0][count:]
+        filled += count
+    for target in targets:
+        target[:] = data[: target.nbytes]
+        data = data[target.nbytes :]
 
 
 def same_content(first: Path, second: Path) -> bool:
@@ -414,8 +435,11 @@ def same_content(first: Path, second: Path) -> bool:
 
     Names may, since some trainers spell the last file of a run in another way. Of safetensors files sixteen spread
     blocks are compared first, so that files that differ cost almost nothing; of pickles the sums in their archives.
+    Of files at URLs the server's own mark, or eight such blocks alone, decide: to list runs downloads no tensors.
     """
     try:
+        if same_file(first, second):
+            return True
         if first.suffix in PICKLES and second.suffix in PICKLES:
             return _sums(first) == _sums(second)
         one, two = read_header(first), read_header(second)
@@ -423,7 +447,8 @@ def same_content(first: Path, second: Path) -> bool:
             return False
         length = one.size - one.data_start
         with first.open("rb") as a, second.open("rb") as b:
-            for start, count in (*_spread(length), *((n, 1 << 22) for n in range(0, length, 1 << 22))):
+            whole = ((n, 1 << 22) for n in range(0, length, 1 << 22))
+            for start, count in _spread(length, 8) if isinstance(first, RemotePath) else (*_spread(length), *whole):
                 a.seek(one.data_start + start)
                 b.seek(two.data_start + start)
                 if a.read(min(count, length - start)) != b.read(min(count, length - start)):
@@ -435,7 +460,7 @@ def same_content(first: Path, second: Path) -> bool:
 
 def _sums(path: Path) -> list[tuple[str, int, int]]:
     """Name, sum and size of the structure and of every tensor of a torch pickle."""
-    with zipfile.ZipFile(path) as archive:
+    with path.open("rb") as file, zipfile.ZipFile(file) as archive:
         entries = [(entry.filename.partition("/")[2], entry.CRC, entry.file_size) for entry in archive.infolist()]
     return sorted(entry for entry in entries if entry[0] == "data.pkl" or entry[0].startswith("data/"))
 

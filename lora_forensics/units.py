@@ -35,6 +35,7 @@ from lora_forensics.metrics import METRICS
 from lora_forensics.moments import Weight, begun_anew, count_nonfinite, fitting, full_precision, wide_device, widened
 from lora_forensics.notices import Notices
 from lora_forensics.records import Checkpoint, Skipped, Unresolved, WeightRef
+from lora_forensics.remote import RemotePath
 from lora_forensics.series import MODULE_COLUMNS
 from lora_forensics.stacking import UnreadableError, ahead, keep_freed_memory, read_together
 from lora_forensics.tensors import Tensors, open_tensors
@@ -176,7 +177,8 @@ def _measure(unit: Unit, broken: Mapping[int, Skipped], advance: Callable[[float
     base = _open_base(unit.base, unit.base_fingerprint) if unit.base else None
     references = _references(base, opened) if base else {}
     share = (len(unit.checkpoints) - unit.lead) / max(len(groups), 1)
-    batches = _batches(groups, unit.memory // _BATCHES)
+    far = any(isinstance(checkpoint.path, RemotePath) for checkpoint in unit.checkpoints)  # each read is a request
+    batches = _batches(groups, unit.memory // (2 if far else _BATCHES))
     with full_precision(), closing(ahead((batch, _read(batch)) for batch in batches)) as ready:
         for batch, tensors in ready:
             for group, stacked in zip(batch, tensors, strict=True):

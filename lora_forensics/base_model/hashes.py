@@ -52,7 +52,7 @@ def _difference(path: Path, short: str, full: str) -> Finding | None:
     if short and short != _short_hash(path):
         return _differs(path, short, _short_hash(path))
     if full and (not short or path.stat().st_size < _FULL_HASH_LIMIT):
-        with path.open("rb") as file:
+        with path.open("rb", buffering=0) as file:
             actual = hashlib.file_digest(file, "sha256").hexdigest()
         if not actual.startswith(full):  # web UIs also write the first ten digits
             return _differs(path, full, actual)

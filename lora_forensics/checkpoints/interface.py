@@ -13,6 +13,7 @@ from typing import Protocol
 from lora_forensics.checkpoints.history import Curve
 from lora_forensics.errors import CheckpointError
 from lora_forensics.records import Checkpoint, Finding, Run, Skipped
+from lora_forensics.remote import scanned
 from lora_forensics.tensors import SAFETENSORS, Header, file_fingerprint, read_header, same_content
 
 
@@ -37,14 +38,14 @@ class Folder:
             OSError: it cannot be read.
         """
         folder = cls(path)
-        with os.scandir(path) as entries:
+        with scanned(path) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 if entry.is_dir():
-                    folder.folders[entry.name] = Path(entry.path)
-                elif entry.is_symlink() and _neighbour(path, entry.path):
+                    folder.folders[entry.name] = path / entry.name
+                elif entry.is_symlink() and _neighbour(path, path / entry.name):
                     continue
                 elif entry.is_file() or entry.is_symlink():  # a pipe or socket would block whoever opens it
-                    folder.files[entry.name] = Path(entry.path)
+                    folder.files[entry.name] = path / entry.name
         return folder
 
     def header(self, name: str) -> Header | CheckpointError:
@@ -57,17 +58,17 @@ class Folder:
         return self._headers[name]
 
 
-def _neighbour(folder: Path, link: str) -> bool:
+def _neighbour(folder: Path, link: Path) -> bool:
     """Whether a link leads to a file of its kind in the same folder, which is read under its own name."""
     place, name = os.path.split(os.path.realpath(link))
-    alike = os.path.splitext(name)[1] == os.path.splitext(link)[1]
+    alike = os.path.splitext(name)[1] == link.suffix
     return alike and place == os.path.realpath(folder) and os.path.exists(link)
 
 
 def entries(folder: Path) -> tuple[set[str], set[str]]:
     """Names of the files and of the folders in a folder; none if it cannot be read."""
     try:
-        with os.scandir(folder) as found:
+        with scanned(folder) as found:
             known = [(entry.name, entry.is_dir()) for entry in found]
     except OSError:
         return set(), set()

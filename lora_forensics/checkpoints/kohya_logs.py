@@ -6,7 +6,6 @@ the checkpoints says. A log belongs to a session by the time at which it was beg
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from lora_forensics.checkpoints.logs import Log, unreadable
 from lora_forensics.checkpoints.logs.settings import read_toml
 from lora_forensics.checkpoints.logs.tensorboard import event_files, started, tensorboard_scalars
 from lora_forensics.records import Finding
+from lora_forensics.remote import scanned
 from lora_forensics.values import read_object
 
 _NAMES = ("log", "logs", "logging")
@@ -139,8 +139,8 @@ def _logging_dirs(folder: Path) -> Iterator[Path]:
 def _files(folder: Path, suffix: str) -> list[Path]:
     """Small files of settings, the newest last in name first."""
     try:
-        with os.scandir(folder) as entries:
-            found = [e.path for e in entries if e.name.endswith(suffix) and e.is_file() and e.stat().st_size < 1 << 20]
+        with scanned(folder) as entries:
+            found = [e.name for e in entries if e.name.endswith(suffix) and e.is_file() and e.stat().st_size < 1 << 20]
     except OSError:
         return []
-    return [Path(path) for path in sorted(found, reverse=True)[:8]]
+    return [folder / name for name in sorted(found, reverse=True)[:8]]

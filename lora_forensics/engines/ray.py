@@ -133,6 +133,8 @@ def _run(function: Work[Any, Any], item: object, folder: str) -> tuple[Outcome, 
     try:
         os.chdir(folder)  # paths may be relative
     except OSError as error:
+        if getattr(item, "anywhere", False):
+            return outcome(function, item, done.append), sum(done)
         message = f"{folder} cannot be entered on a node of the Ray cluster: {error.strerror}"
         return ("error", WorkerError(message, "all nodes must see the same files, under the same paths")), 0.0
     return outcome(function, item, done.append), sum(done)

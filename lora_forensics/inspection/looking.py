@@ -23,6 +23,7 @@ from lora_forensics.measure import resolve_device
 from lora_forensics.metrics import METRICS
 from lora_forensics.moments import widened
 from lora_forensics.records import BaseReference, Checkpoint, Run
+from lora_forensics.remote import listed, place
 from lora_forensics.tensors import TENSOR_FILES, Tensors, open_tensors
 from lora_forensics.units import Unit, UnitResult, measure_unit
 from lora_forensics.values import read_object
@@ -59,10 +60,10 @@ def inspect_file(
         BaseModelError: `base` was given and cannot be used.
     """
     device = resolve_device(device)
-    checkpoint, run = dated(adapter_file(Path(path)))
+    checkpoint, run = dated(adapter_file(place(path)))
     file = open_tensors(checkpoint.path)
     named = [] if base is None else [base] if isinstance(base, str | Path) else base
-    frozen, problem = _find_base(checkpoint, run, [Path(p) for p in named], download)
+    frozen, problem = _find_base(checkpoint, run, [listed(place(p)) for p in named], download)
     paths, fingerprint = (frozen.paths, frozen.fingerprint) if frozen else ((), "")
     result = measure_unit(Unit("", (checkpoint,), 0, paths, fingerprint, device, spectra=spectra, biases=True))
     try:
@@ -108,7 +109,7 @@ def read_contents(path: str | Path, tensors: bool, metadata: bool) -> Contents:
         UsageError: no such file, or a folder with none or several in it.
         CheckpointError: it is damaged or refused.
     """
-    path = adapter_file(Path(path))
+    path = adapter_file(place(path))
     file = open_tensors(path)
     config = read_object(path.parent / _CONFIG) or {}
     return Contents(path, tensor_facts(file) if tensors else None, file.metadata if metadata else None, config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -99,7 +99,8 @@ def begun_anew(moments: Moments) -> Moments:
         return torch.cat([torch.full_like(tensor[:1], torch.nan), tensor[1:]])
 
     names = ("inner_previous", "previous_norm2", "down_cosine", "up_cosine")
-    return replace(moments, **{name: unknown_first(getattr(moments, name)) for name in names})
+    anew: dict[str, Any] = {name: unknown_first(getattr(moments, name)) for name in names}
+    return replace(moments, **anew)
 
 
 @dataclass(frozen=True, slots=True)

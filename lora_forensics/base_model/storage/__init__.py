@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from lora_forensics.base_model.storage import bitsandbytes, floats, gguf, refused, scaled
 from lora_forensics.base_model.storage.interface import Storage, StoredWeight
 from lora_forensics.errors import BaseModelError, CheckpointError
+from lora_forensics.remote import kept
 from lora_forensics.tensors import PICKLES, TENSOR_FILES, TensorInfo, Tensors, open_tensors
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def open_file(path: Path) -> Tensors:
     if path.suffix == gguf.SUFFIX:
         return gguf.GGUFFile(path)
     try:
-        return open_tensors(path)
+        return open_tensors(kept(path))
     except CheckpointError as error:
         if path.suffix not in PICKLES:
             raise

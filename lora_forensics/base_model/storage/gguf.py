@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lora_forensics.base_model.storage.interface import Storage
-from lora_forensics.errors import BaseModelError, CheckpointError
+from lora_forensics.errors import BaseModelError, CheckpointError, RemoteError
+from lora_forensics.remote import local
 from lora_forensics.tensors import TensorInfo
 
 if TYPE_CHECKING:
@@ -36,10 +37,12 @@ class GGUFFile:
         self.path = path
         self._gguf = _library()
         try:
-            self._reader: Any = self._gguf.GGUFReader(path)
+            self._reader: Any = self._gguf.GGUFReader(local(path))
             self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
             self._architecture = str(self._field("general.architecture") or "")
             shapes = {name: self._shape(tensor) for name, tensor in self._tensors.items()}
+        except RemoteError:
+            raise
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise CheckpointError(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lora_forensics.checkpoints.history import Curve
 from lora_forensics.checkpoints.logs import Log, unreadable
+from lora_forensics.remote import local
 
 _QUERY = "SELECT step, key, value_real FROM metrics WHERE value_real IS NOT NULL"
 
@@ -33,12 +34,12 @@ def _read(path: Path, query: Callable[[sqlite3.Connection], list[tuple[object, .
     """Even a reader would write beside a database in WAL mode: it is opened as immutable, or a copy of both files."""
     wal = path.with_name(path.name + "-wal")
     if not (wal.is_file() and wal.stat().st_size):
-        uri = path.resolve().as_uri() + "?mode=ro&immutable=1"
+        uri = local(path).resolve().as_uri() + "?mode=ro&immutable=1"
         with closing(sqlite3.connect(uri, uri=True)) as connection:
             return query(connection)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / path.name
-        shutil.copyfile(path, copy)
-        shutil.copyfile(wal, copy.with_name(wal.name))
+        shutil.copyfile(local(path), copy)
+        shutil.copyfile(local(wal), copy.with_name(wal.name))
         with closing(sqlite3.connect(copy)) as connection:
             return query(connection)

@@ -12,6 +12,7 @@ from pathlib import Path
 from lora_forensics.checkpoints.history import Curve
 from lora_forensics.checkpoints.logs import Log, unreadable
 from lora_forensics.records import Finding
+from lora_forensics.remote import scanned
 
 _EVENTS = "events.out.tfevents."
 _LARGEST = 1 << 16
@@ -22,11 +23,11 @@ _MISSING = "the library tensorboard is not installed; learning rates and losses 
 def event_files(folder: Path) -> list[Path]:
     """The event files that lie directly in a folder, oldest first; none if it cannot be read."""
     try:
-        with os.scandir(folder) as entries:
-            found = [entry.path for entry in entries if entry.name.startswith(_EVENTS) and entry.is_file()]
+        with scanned(folder) as entries:
+            found = [entry.name for entry in entries if entry.name.startswith(_EVENTS) and entry.is_file()]
     except OSError:
         return []
-    return [Path(path) for path in sorted(found)]
+    return [folder / name for name in sorted(found)]
 
 
 def started(file: Path) -> float | None:

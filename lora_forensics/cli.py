@@ -15,8 +15,8 @@ import click
 
 from lora_forensics import __version__
 from lora_forensics.commands import average, prune
+from lora_forensics.commands.parameters import FOLDER, HERE, PLACE
 from lora_forensics.errors import LoraForensicsError, UsageError
-from lora_forensics.remote import is_url, place
 
 if TYPE_CHECKING:
     from lora_forensics.inspection.values import Contents, Difference, Inspection
@@ -27,16 +27,6 @@ if TYPE_CHECKING:
 _SPECTRA = "All singular values, also of changes without a thin core."
 F = TypeVar("F", bound=Callable[..., Any])
 
-
-class _Place(click.Path):
-    """A path of this machine, or a URL."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """What `click.Path` says of paths, nothing yet of URLs."""
-        return place(value) if is_url(value) else super().convert(value, param, ctx)
-
-
-_PLACE = _Place(path_type=Path)
 
 EXIT_USAGE, EXIT_SOME, EXIT_BUG, EXIT_INTERRUPTED = 2, 3, 70, 130
 
@@ -119,11 +109,11 @@ def measuring(command: F) -> F:
     """Options that say what is measured, and how."""
     for option in reversed(
         (
-            click.option("--base", multiple=True, type=_PLACE, help="Base model: file or folder."),
+            click.option("--base", multiple=True, type=PLACE, help="Base model: file or folder."),
             click.option("--download", is_flag=True, help="Allow fetching the base model from the Hugging Face hub."),
             click.option(
                 "--out",
-                type=_Place(path_type=Path, file_okay=False),
+                type=FOLDER,
                 default=Path("forensics"),
                 show_default=True,
                 help="Folder for tables, plots and reports.",
@@ -161,7 +151,7 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("runs", nargs=-1, required=True, type=_PLACE)
+@click.argument("runs", nargs=-1, required=True, type=PLACE)
 @measuring
 @assessing
 @click.option(
@@ -210,7 +200,7 @@ def scan(
 
 
 @main.command()
-@click.argument("path", type=_PLACE)
+@click.argument("path", type=PLACE)
 @click.option("--trainer", help="Look for this trainer's layout only.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
 @click.option("-v", "--verbose", is_flag=True, help="List every skipped file.")
@@ -232,7 +222,7 @@ def runs(path: Path, trainer: str | None, as_json: bool, verbose: bool) -> int:
 
 
 @main.command()
-@click.argument("run", type=_PLACE)
+@click.argument("run", type=PLACE)
 @measuring
 @assessing
 def pick(run: Path, **settings: Any) -> int:
@@ -253,11 +243,9 @@ def pick(run: Path, **settings: Any) -> int:
 
 
 @main.command()
-@click.argument("run", type=_PLACE)
+@click.argument("run", type=HERE)
 @click.option("--score", metavar="COMMAND", help="Command with {checkpoint} in it; its last line is a number.")
-@click.option(
-    "--held-out", type=click.Path(path_type=Path), help="Samples not trained on: .txt, .jsonl, or a folder of images."
-)
+@click.option("--held-out", type=HERE, help="Samples not trained on: .txt, .jsonl, or a folder of images.")
 @click.option("--maximise", is_flag=True, help="The command's number is better the higher it is.")
 @click.option(
     "--timeout", type=click.FloatRange(0, min_open=True), help="Seconds that the command has for a checkpoint."
@@ -292,7 +280,7 @@ def probe(run: Path, evaluations: int, as_json: bool, verbose: bool, **settings:
 
 
 @main.command()
-@click.argument("out", type=_PLACE)
+@click.argument("out", type=PLACE)
 @assessing
 @click.option(
     "--report", "reports", multiple=True, help="Report to write (repeatable; all that are files if left out)."
@@ -318,8 +306,8 @@ def report(out: Path, reports: tuple[str, ...], as_json: bool, verbose: bool, **
 
 
 @main.command()
-@click.argument("files", nargs=-1, required=True, metavar="FILE [FILE]", type=_PLACE)
-@click.option("--base", multiple=True, type=_PLACE, help="Base model: file or folder (repeatable).")
+@click.argument("files", nargs=-1, required=True, metavar="FILE [FILE]", type=PLACE)
+@click.option("--base", multiple=True, type=PLACE, help="Base model: file or folder (repeatable).")
 @click.option("--download", is_flag=True, help="Allow fetching the base model from the Hugging Face hub.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
 @click.option("--spectra", is_flag=True, help=_SPECTRA)

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lora_forensics.commands.parameters import FOLDER_HERE, HERE
+
 if TYPE_CHECKING:
     from lora_forensics.average import Average
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=HERE)
 @click.option("--checkpoints", help="Average these: files, folders or steps, joined by commas.")
 @click.option("--around", help="Average this one (file, folder or step) and its neighbours, not the kept one.")
 @click.option(
@@ -21,16 +23,12 @@ if TYPE_CHECKING:
 @click.option("--ema", type=float, help="Exponential moving average with this decay, from the oldest on.")
 @click.option("--rank", help="Rank to save: a number, or full for an exact mean; the run's own if left out.")
 @click.option("--dtype", help="Type to save: float32, float16 or bfloat16; the run's own if left out.")
-@click.option(
-    "--output", type=click.Path(path_type=Path), help="File or folder to write; a name in OUT/<run> if left out."
-)
+@click.option("--output", type=HERE, help="File or folder to write; a name in OUT/<run> if left out.")
 @click.option("--force", is_flag=True, help="Overwrite what is there.")
-@click.option(
-    "--base", multiple=True, type=click.Path(path_type=Path), help="Base model (DoRA needs it): file or folder."
-)
+@click.option("--base", multiple=True, type=HERE, help="Base model (DoRA needs it): file or folder.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=FOLDER_HERE,
     default=Path("forensics"),
     show_default=True,
     help="Folder of the scan whose verdict counts.",

@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING
 
 import click
 
+from lora_forensics.commands.parameters import FOLDER_HERE, HERE
+
 if TYPE_CHECKING:
     from lora_forensics.prune import Plan, Pruned
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=HERE)
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=FOLDER_HERE,
     default=Path("forensics"),
     show_default=True,
     help="Folder of the scan whose verdict counts.",

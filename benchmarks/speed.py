@@ -7,8 +7,10 @@ turns, and the best of the repetitions counts, in wall seconds:
 
 - ours: `measure_run`, files to tables
 - official: for a layer and a checkpoint `B @ A`, then `cosine_similarity` with W, all in float32 memory already; over a
-  few checkpoints, and multiplied up
+  few checkpoints, and multiplied up; in a process of its own, as its users run it
 - peft: the same with `get_delta_weight` of its own layer
+- kept: the official way in this process, whose allocator keeps what is freed (`stacking.keep_freed_memory`): a part of
+  what makes ours fast is to be had with one line in the official code, too
 - floor: the longer of reading all files once, and of the products that nothing can avoid (W @ A^T of all checkpoints of
   a chunk in float32, the Grams of neighbours in float64)
 
@@ -84,6 +86,10 @@ class Case:
     """Bar: at least so many times faster than the official way."""
     floor: float | None = None
     """Bar: at most so many times the floor."""
+    dtype: torch.dtype = torch.float32
+    """What the checkpoints are stored in."""
+    asked: bool = False
+    """Only measured when it is asked for by name."""
 
 
 SD15 = {"a": (5, block(320, 768)), "b": (5, block(640, 768)), "c": (6, block(1280, 768)), "te": (12, CLIP)}
@@ -94,6 +100,9 @@ CASES = {
     "sd15 r32": Case(several(**FEW), 32),
     "sd15 r128": Case(several(**FEW), 128, 50),
     "sdxl r32": Case(several(a=(1, block(640, 2048)), b=(1, block(1280, 2048))), 32, 50),
+    "sdxl r32 all layers": Case(
+        several(a=(10, block(640, 2048)), b=(60, block(1280, 2048))), 32, 20, dtype=torch.bfloat16, asked=True
+    ),
     "flux r16": Case(several(a=(1, FLUX)), 16, 50),
     "llama attention r8": Case(LLAMA, 8, 100, 10, 1.2),
     "llama attention r16": Case(LLAMA, 16, 100, 10, 1.2),
@@ -120,7 +129,8 @@ def write(root: Path, case: Case, checkpoints: int) -> lf.Run:
         for tensor in state.values():  # a few rows of each: random numbers take longer than the scan
             part = tensor[: max(1, len(tensor) // 16)]
             part += 1e-3 * torch.randn_like(part)
-        save_file(state, folder / "adapter_model.safetensors")
+        stored = {name: tensor.to(case.dtype) for name, tensor in state.items()}
+        save_file(stored, folder / "adapter_model.safetensors")
         (folder / "adapter_config.json").write_text(
             json.dumps({"peft_type": "LORA", "r": case.rank, "lora_alpha": case.rank})
         )
@@ -148,7 +158,9 @@ class Sides:
         """A and B of every layer."""
         state = load_file(self.run.checkpoints[index].path)
         keys = {name: (f"{PREFIX}{name}.lora_A.weight", f"{PREFIX}{name}.lora_B.weight") for name in self.weights}
-        return {name: (state[a].to(self.device), state[b].to(self.device)) for name, (a, b) in keys.items()}
+        return {
+            name: (state[a].float().to(self.device), state[b].float().to(self.device)) for name, (a, b) in keys.items()
+        }
 
     def ours(self) -> float:
         """The whole of it; also keeps what of it singular values took, and the largest error of a few cosines."""
@@ -198,13 +210,27 @@ class Sides:
             seconds += time.perf_counter() - begin
         return seconds * self.count / SAMPLE
 
+    def alone(self, side: str) -> float:
+        """A side in a process of its own."""
+        name = next(name for name, case in CASES.items() if case is self.case)
+        command = [sys.executable, __file__, "--side", side, name, str(self.root), "--device", self.device]
+        return float(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+
     def official(self) -> float:
-        """`B @ A`, then the cosine."""
+        """`B @ A`, then the cosine, as its users run it."""
+        return self.alone("direct")
+
+    def peft(self) -> float:
+        """PEFT's own delta, then the cosine, as its users run it."""
+        return self.alone("merging")
+
+    def direct(self) -> float:
+        """`B @ A`, then the cosine, in this process."""
         with torch.no_grad():
             return self.dense(lambda factors: lambda name: torch.matmul(factors[name][1], factors[name][0]))
 
-    def peft(self) -> float:
-        """PEFT's own delta, then the cosine."""
+    def merging(self) -> float:
+        """PEFT's own delta, then the cosine, in this process."""
         from peft.tuners.lora import LoraConfig
         from peft.tuners.lora.layer import Linear
 
@@ -275,7 +301,7 @@ def measure(case: Case, repeat: int, device: str) -> dict[str, float]:
         sides = Sides(case, Path(folder), run, device)
         best: dict[str, float] = {}
         for _ in range(repeat):
-            for side in ("read", "products", "transfer", "ours", "official", "peft"):
+            for side in ("read", "products", "transfer", "ours", "official", "peft", "direct"):
                 seconds = getattr(sides, side)()
                 best[side] = min(best.get(side, float("inf")), seconds)
             best["spectra"] = min(best.get("spectra", float("inf")), sides.spectra)
@@ -286,6 +312,7 @@ def measure(case: Case, repeat: int, device: str) -> dict[str, float]:
             "of_floor": best["ours"] / floor,
             "over_official": best["official"] / best["ours"],
             "over_peft": best["peft"] / best["ours"],
+            "over_direct": best["direct"] / best["ours"],
             "error": sides.error,
         }
 
@@ -327,7 +354,13 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--skip-growth", action="store_true")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--side", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.side:
+        side, name, folder = options.side
+        run = next(run for run in lf.discover_runs(Path(folder) / "run") if isinstance(run, lf.Run))
+        print(getattr(Sides(CASES[name], Path(folder), run, options.device), side)())
+        return
     if options.child:
         child(Path(options.child[0]), int(options.child[1]), options.device)
         return
@@ -339,8 +372,8 @@ def main() -> None:
         "cases": {},
     }
     print(f"{'case':<22}{'read':>7}{'product':>9}{'ours':>8}{'of floor':>10}{'official':>10}{'times':>7}"
-          f"{'peft':>8}{'times':>7}{'spectra':>9}{'error':>9}")  # fmt: skip
-    for name in options.case or CASES:
+          f"{'peft':>8}{'times':>7}{'kept':>7}{'times':>7}{'spectra':>9}{'error':>9}")  # fmt: skip
+    for name in options.case or [name for name, case in CASES.items() if not case.asked]:
         case = CASES[name]
         row = measure(case, options.repeat, options.device)
         result["cases"][name] = row
@@ -356,6 +389,7 @@ def main() -> None:
         ]
         print(f"{name:<22}{row['read']:7.2f}{row['products']:9.2f}{row['ours']:8.2f}{row['of_floor']:10.2f}"
               f"{row['official']:10.1f}{row['over_official']:7.1f}{row['peft']:8.1f}{row['over_peft']:7.1f}"
+              f"{row['direct']:7.1f}{row['over_direct']:7.1f}"
               f"{row['spectra']:9.0%}{row['error']:9.0e}{'  misses ' + ', '.join(missed) if missed else ''}",
               flush=True)  # fmt: skip
     if not options.skip_growth:

@@ -66,5 +66,6 @@ def _scatter(axes: Axes, layers: pl.DataFrame, verdict: Verdict) -> None:
     axes.scatter(
         turned / 10.0**power, grown, c=known["step"].to_numpy(), cmap="cividis", s=9, linewidths=0, gid="modules"
     )
-    axes.set_title(f"magnitude against direction change{times(power)}, {verdict.step_unit}s {chosen[0]}-{chosen[-1]}")
+    axes.set_title(f"magnitude change of modules, {verdict.step_unit}s {chosen[0]} (dark) to {chosen[-1]}")
+    axes.text(0.99, 0.04, f"direction change{times(power)} \u2192", transform=axes.transAxes, ha="right")
     axes.xaxis.set_major_locator(few_ticks(5))

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: scan test check docs clean
+.PHONY: scan test check docs site clean
 
 scan: $(STAMP)
 	$(BIN)/lora-forensics scan sample_runs/
@@ -22,6 +22,10 @@ check: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/lora-forensics metrics --markdown > docs/columns.md
 	$(BIN)/lora-forensics formats --markdown > docs/formats.md
+
+# The documentation as a site, in build/site.
+site: $(STAMP)
+	$(BIN)/mkdocs build --quiet -f .mkdocs.yml
 
 $(STAMP): pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -21,7 +21,7 @@ from lora_forensics.plots import draw_plots, save_plots
 from lora_forensics.probed import load_probed
 from lora_forensics.records import SCHEMA, Run, Severity, Skipped, Summary, Verdict
 from lora_forensics.remote import fresh
-from lora_forensics.reports import REPORTS
+from lora_forensics.reports import REPORTS, PagedReport
 from lora_forensics.reports.text import count
 from lora_forensics.rules import RULES
 from lora_forensics.series import read_table, write_text
@@ -258,6 +258,9 @@ def write_reports(summary: Summary, names: Iterable[str]) -> None:
         rendered = REPORTS[name]()
         if rendered.filename is not None:
             write_text(summary.folder / rendered.filename, rendered.render(summary))
+        if isinstance(rendered, PagedReport):
+            for place, page in rendered.pages(summary):
+                write_text(summary.folder / place, page)
     save_runs(summary.folder, summary.runs)
 
 

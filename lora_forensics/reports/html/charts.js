@@ -7,7 +7,7 @@
   const unit = page.unit;
   const rows = steps.map((_, i) => Object.fromEntries(Object.entries(table).map(([name, column]) => [name, column[i]])));
   const views = new Map();
-  const state = { picked: 0, low: 0, high: 1 };
+  const state = { picked: 0, low: 0, high: 1, near: -1 };
   const first = steps[0], last = steps[steps.length - 1];
   const room = Math.max((last - first) * 0.02, 0.5);
   const tip = document.createElement("div");
@@ -19,7 +19,8 @@
   const shown = (v) => {
     if (v === null || v === undefined || v === "") return "–";
     if (typeof v !== "number") return String(v);
-    return Number.isInteger(v) ? String(v) : String(Number(v.toPrecision(4)));
+    if (Number.isInteger(v)) return String(v);
+    return Math.abs(v) < 1e-3 && v !== 0 ? String(v.toExponential(2)) : String(Number(v.toPrecision(4)));
   };
   const nearest = (list, wanted) => list.reduce((best, s, i) => Math.abs(s - wanted) < Math.abs(list[best] - wanted) ? i : best, 0);
   const tell = (lines, event) => {
@@ -53,7 +54,7 @@
       else row.removeAttribute("aria-current");
     }
     const cloud = page.cloud.steps;
-    const near = cloud.length ? cloud[nearest(cloud, steps[i])] : -1;
+    const near = state.near = cloud.length ? cloud[nearest(cloud, steps[i])] : -1;
     const where = document.getElementById("cloud-step");
     if (where) where.textContent = `${unit} ${near}`;
     signals({ picked: state.picked, near });
@@ -100,18 +101,15 @@
   const draw = async (name, spec, options) => {
     const element = document.getElementById(`chart-${name}`);
     if (!element) return null;
-    const made = await vegaEmbed(element, spec, {
+    const ends = { picked: state.picked, hover: first - 10 * room, low: state.low, high: state.high, near: state.near };
+    const params = spec.params.map((param) => ({ ...param, value: ends[param.name] }));
+    const made = await vegaEmbed(element, { ...spec, params, datasets: options.data }, {
       actions: false, ast: true, defaultStyle: false, renderer: options.renderer || "svg",
-      tooltip: options.tooltip ? tooltip : null, patch: [], logLevel: 1,
+      tooltip: options.tooltip ? tooltip : false, patch: [], logLevel: 1,
     });
     element.querySelectorAll("[role]").forEach((part) => part.removeAttribute("role"));
     element.querySelectorAll("svg, canvas").forEach((part) => part.setAttribute("aria-hidden", "true"));
     const view = made.view;
-    for (const [data, values] of Object.entries(options.data)) view.data(data, values);
-    const known = view.getState().signals;
-    const all = { picked: state.picked, hover: first - 10 * room, low: state.low, high: state.high };
-    for (const [signal, v] of Object.entries(all)) if (signal in known) view.signal(signal, v);
-    await view.runAsync();
     const old = views.get(name);
     views.set(name, view);
     if (old) old.finalize();
@@ -142,7 +140,7 @@
       const v = value(row * at.length + i);
       if (v === null) return;
       const what = many > 1 ? `${name} (mean of ${many} modules)` : name;
-      cellRows.push({ row, below: row + 1, from: ends[i][0], to: ends[i][1], v, said: `${what}\n${unit} ${step}\n${column}: ${shown(v)}` });
+      cellRows.push({ row, below: row + 1.1, from: ends[i][0], to: ends[i][1] + (ends[i][1] - ends[i][0]) / 10, v, said: `${what}\n${unit} ${step}\n${column}: ${shown(v)}` });
     }));
     const spec = structuredClone(page.specs.map);
     let [low, high] = [known[2], known[3]];

@@ -1,11 +1,12 @@
 """Charts as Vega-Lite specifications: constants and numbers only, all text of files stays in the data.
 
-Colours are CSS variables, so that one drawing serves both themes and paper. `picked`, `hover`, `low` and `high` are set by
-page.js in all charts at once.
+Colours are CSS variables, so that one drawing serves both themes and paper. `picked`, `hover`, `low` and `high` are set
+by charts.js in all charts at once.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,11 +63,15 @@ class Chart:
         values = [v for line in shown for v in table[line.middle] if v is not None]
         positive = [v for v in values if v > 0]
         logarithmic = len(positive) == len(values) and max(positive) >= _LOG_FROM * min(positive)
-        y: Spec = {"scale": {"type": "log"} if logarithmic else {"zero": False, "nice": True}}
-        layers = [*self.extra, *_marks(verdict)]
+        y: Spec = {"scale": {"zero": False, "nice": True}, "axis": _axis(values)}
+        if logarithmic:
+            powers = range(math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive))) + 1)
+            axis = {"values": [10.0**power for power in powers[:: len(powers) // 6 + 1]], "format": "~e"}
+            y = {"scale": {"type": "log"}, "axis": axis}
+        layers = [*self.extra, _cursor("picked", "var(--ink)", 7, 0.16), *_marks(verdict)]
         for line in shown:
             layers += _line(line, y)
-        return chart([*layers, *self.over, *_cursors()], self.height)
+        return chart([*layers, *self.over, _cursor("hover", "var(--quiet)")], self.height)
 
     def described(self, table: Lines, verdict: Verdict) -> str:
         """What the lines do, in words, for those who do not see them."""
@@ -142,13 +147,14 @@ def charts(verdict: Verdict) -> list[Chart]:
 
 
 def column_chart() -> Spec:
-    """The median and tenths of the column that is chosen; page.js names the columns `low`, `mid`, `high` of `chosen`."""
-    layers = _line(Line("v", "", band=True), {"scale": {"zero": False}})
-    return chart([*layers, *_cursors()], 150, data="chosen")
+    """The median and tenths of the column that is chosen; charts.js fills `v.low`, `v.mid` and `v.high` of `chosen`."""
+    layers = _line(Line("v", "", band=True), {"scale": {"zero": False}, "axis": _FORMAT})
+    cursors = [_cursor("picked", "var(--ink)", 7, 0.16), _cursor("hover", "var(--quiet)")]
+    return chart([*cursors, *layers], 150, data="chosen")
 
 
 def map_chart(rows: int) -> Spec:
-    """The heat map, module x step; page.js gives cells and labels, and the ends of the colours."""
+    """The heat map, module x step; charts.js gives cells and labels, and the ends of the colours."""
     x: Spec = {**_x(), "scale": _span()}
     down: Spec = {"type": "quantitative", "scale": {"domain": [0, rows], "reverse": True, "nice": False}, "axis": None}
     cell: Spec = {
@@ -176,7 +182,7 @@ def map_chart(rows: int) -> Spec:
             "text": {"field": "label", "type": "nominal"},
         },
     }
-    spec = chart([cell, label, *_cursors("#ff3b30")], max(140, min(520, 14 * rows if rows <= 24 else 4 * rows)))
+    spec = chart([cell, label, _cursor("hover", "#808080"), _cursor("picked", "#ff3b30")], max(140, min(520, 14 * rows if rows <= 24 else 4 * rows)))
     gray = {"labelColor": "#808080", "titleColor": "#808080", "domainColor": "#808080", "tickColor": "#808080"}
     spec["config"] = {**spec["config"], "axis": {**spec["config"]["axis"], **gray, "grid": False}, "legend": gray}
     spec["padding"] = {"left": 96, "right": 6, "top": 2, "bottom": 2}
@@ -230,6 +236,11 @@ def _x() -> Spec:
     return {"title": None, "axis": {"tickCount": 6, "grid": False, "format": "~d"}}
 
 
+def _axis(values: list[float]) -> Spec:
+    """Short numbers, however small."""
+    return {"format": ".2~e"} if 0 < max(map(abs, values)) < 1e-3 else _FORMAT
+
+
 def _span() -> Spec:
     ends = {"domainMin": {"expr": "low"}, "domainMax": {"expr": "high"}}
     return {**ends, "zero": False, "nice": False}
@@ -245,7 +256,7 @@ def _line(line: Line, y: Spec) -> list[Spec]:
     if line.dash:
         shape["strokeDash"] = list(line.dash)
     field = line.middle.replace(".", "\\.")
-    here: Spec = {"field": field, "type": "quantitative", "title": None, "axis": _FORMAT, **y}
+    here: Spec = {"field": field, "type": "quantitative", "title": None, **y}
     known = [{"filter": {"field": field, "valid": True}}]
     layers: list[Spec] = [
         {"transform": known, "mark": shape, "encoding": {"x": _step(), "y": here}},
@@ -285,19 +296,14 @@ def _rule(step: float, color: str, dash: list[int]) -> Spec:
     }
 
 
-def _cursors(picked: str = "var(--ink)") -> list[Spec]:
-    """Where the person is, and where the pointer is: lines whose place is a signal."""
-    layers: list[Spec] = []
-    for name, color, dash, width in (("hover", "var(--quiet)", [2, 2], 1.0), ("picked", picked, [1, 0], 1.0)):
-        layers.append(
-            {
-                "data": {"values": [{}]},
-                "transform": [{"calculate": name, "as": "step"}, {"filter": "datum.step >= low && datum.step <= high"}],
-                "mark": {"type": "rule", "color": color, "strokeDash": dash, "strokeWidth": width, "clip": True},
-                "encoding": {"x": _step()},
-            }
-        )
-    return layers
+def _cursor(name: str, color: str, width: float = 1, opacity: float = 1) -> Spec:
+    """Where the person or the pointer is: a line whose place is a signal."""
+    return {
+        "data": {"values": [{}]},
+        "transform": [{"calculate": name, "as": "step"}, {"filter": "datum.step >= low && datum.step <= high"}],
+        "mark": {"type": "rule", "color": color, "strokeWidth": width, "opacity": opacity, "clip": True},
+        "encoding": {"x": _step()},
+    }
 
 
 def _valleys() -> tuple[Spec, ...]:
@@ -347,6 +353,7 @@ def _told(line: Line, table: Lines, verdict: Verdict) -> str:
     low, high = (choose(pairs, key=lambda pair: pair[1]) for choose in (min, max))
     unit = verdict.step_unit
     return (
-        f"{line.label}{', median' if line.band else ''}: {number(start, 3)} at {unit} {first}, {number(end, 3)} at {last}; "
+        f"{line.label}{', median' if line.band else ''}: {number(start, 3)} at {unit} {first}, "
+        f"{number(end, 3)} at {last}; "
         f"lowest {number(low[1], 3)} at {low[0]}, highest {number(high[1], 3)} at {high[0]}"
     )

@@ -34,14 +34,15 @@ def rounded(value: Any, digits: int = 5) -> float | int | None:
 def lines(tables: RunTables, verdict: Verdict) -> Lines:
     """What is known at each step: of the checkpoint, of the series, and quantiles of every metric over modules."""
     known: dict[int, dict[str, Any]] = {}
-    for frame, names in (
+    sources: tuple[tuple[pl.DataFrame, tuple[str, ...] | None], ...] = (
         (tables.checkpoints, ("checkpoint", *_CHECKPOINTS)),
         (tables.series, ("checkpoint", *_CHECKPOINTS, *_SERIES)),
         (_quantiles(tables, verdict), None),
-    ):
+    )
+    for frame, wanted_columns in sources:
         if "step" not in frame.columns:
             continue
-        chosen = [name for name in (names or frame.columns) if name in frame.columns and name != "step"]
+        chosen = [name for name in (wanted_columns or frame.columns) if name in frame.columns and name != "step"]
         for row in frame.drop_nulls("step").select("step", *chosen).iter_rows(named=True):
             step = row.pop("step")
             known.setdefault(step, {}).update({name: v for name, v in row.items() if v is not None})

@@ -66,6 +66,7 @@ def _vega() -> str:
     """Vega, Vega-Lite and Vega-Embed in one script, made by vl-convert without a network."""
     import vl_convert
 
-    bundle: str = vl_convert.javascript_bundle()
+    bundle: str = vl_convert.javascript_bundle("Object.assign(window, { vegaEmbed });")
     # an HTML parser must find neither the end of the script nor a comment in it
-    return re.sub(r"<(?=/script|script|!--)", r"\\x3C", bundle, flags=re.IGNORECASE)
+    bundle = re.sub(r"<(?=/script|script|!--)", r"\\x3C", bundle, flags=re.IGNORECASE)
+    return f"(() => {{{bundle}\n}})();"  # none of its names is global

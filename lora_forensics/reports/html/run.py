@@ -47,7 +47,7 @@ def run_page(verdict: Verdict, tables: RunTables, versions: dict[str, str]) -> s
 {_stepper(lines, verdict) if lines["step"] else ""}
 <section aria-label="Charts"><h2 class="vh">Charts</h2>{_legend(verdict)}
 <div class="charts">{"".join(_figure(chart, lines, verdict) for chart in first)}{_cloud(cloud)}</div></section>
-{_column(tables, cells, verdict)}
+{_column(cells, verdict)}
 {_candidates(verdict, lines)}
 {_samples(verdict, lines)}
 {_modules(tables, verdict)}
@@ -95,7 +95,7 @@ def _answer(verdict: Verdict) -> str:
     """Which file, why, on what evidence; and what is wrong."""
     keep = verdict.keep
     if keep is not None:
-        said = f'<p class="file">{esc(keep.checkpoint)}</p><p class="why">{esc(text.why(verdict)[:1].upper() + text.why(verdict)[1:])}.</p>'
+        said = f'<p class="file">{esc(keep.checkpoint)}</p><p class="why">{esc(_sentence(text.why(verdict)))}</p>'
     else:
         said = f'<p class="file">no answer</p><p class="why">{esc(text.headline(verdict))}</p>'
     facts = "".join(f"<dt>{esc(label)}</dt><dd>{value}</dd>" for label, value in _evidence(verdict) if value)
@@ -107,13 +107,17 @@ def _answer(verdict: Verdict) -> str:
 <section><h2>What is wrong with this run</h2>{told}{findings(verdict.findings)}</section></div>"""
 
 
+def _sentence(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:]}."
+
+
 def _evidence(verdict: Verdict) -> Iterator[tuple[str, str]]:
     """Labels and markup."""
     unit = verdict.step_unit
     others = [c for c in verdict.candidates if verdict.keep is None or c.checkpoint != verdict.keep.checkpoint]
     yield "compare with", ", ".join(f"{esc(unit)} {c.step} ({esc(c.why)})" for c in others)
     yield "turning point", esc(text.turning(verdict) or (_why_none(verdict) if verdict.turning_point is None else ""))
-    yield "by chance", esc(text.spread(verdict))
+    yield "chance, windows", esc(text.spread(verdict))
     yield "window", esc(text.window(verdict).removeprefix("window "))
     yield "last checkpoint", esc(text.last(verdict))
     yield "probe", esc(text.probe(verdict))
@@ -131,7 +135,7 @@ def _legend(verdict: Verdict) -> str:
     keep, point, unit = verdict.keep, verdict.turning_point, esc(verdict.step_unit)
     items = [f'<li><i class="k"></i>kept: {unit} {keep.step}</li>'] if keep else []
     items += [f'<li><i class="t"></i>turning point: {unit} {point.step}</li>'] if point else []
-    items += ["<li><i></i>picked</li>", '<li><i class="h"></i>pointer</li>']
+    items += ['<li><i class="p"></i>picked</li>', '<li><i class="h"></i>pointer</li>']
     return (
         f'<ul class="legend">{"".join(items)}<li>Click or slide to pick, drag to zoom, double click for all</li></ul>'
     )
@@ -175,7 +179,7 @@ def _cloud(cloud: dict[str, Any]) -> str:
     )
 
 
-def _column(tables: RunTables, cells: dict[str, Any], verdict: Verdict) -> str:
+def _column(cells: dict[str, Any], verdict: Verdict) -> str:
     """Any column of the table of modules, over the steps and as a heat map."""
     if not cells["maps"]:
         return ""

@@ -51,6 +51,8 @@ class Chart:
     extra: tuple[Spec, ...] = field(default=())
     """Layers below the lines."""
     over: tuple[Spec, ...] = field(default=())
+    wide: bool = False
+    """Values may span decades: then the scale is logarithmic."""
     height: int = 190
 
     def known(self, table: Lines) -> tuple[Line, ...]:
@@ -62,7 +64,7 @@ class Chart:
         shown = self.known(table)
         values = [v for line in shown for v in table[line.middle] if v is not None]
         positive = [v for v in values if v > 0]
-        logarithmic = len(positive) == len(values) and max(positive) >= _LOG_FROM * min(positive)
+        logarithmic = self.wide and len(positive) == len(values) and max(positive) >= _LOG_FROM * min(positive)
         y: Spec = {"scale": {"zero": False, "nice": True}, "axis": _axis(values)}
         if logarithmic:
             powers = range(math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive))) + 1)
@@ -98,6 +100,7 @@ def charts(verdict: Verdict) -> list[Chart]:
             "turn. Bar: with other modules (90 %). Ticks: at other windows.",
             extra=_chance(verdict),
             over=_valleys(),
+            wide=True,
         ),
         Chart(
             "loss",
@@ -117,6 +120,7 @@ def charts(verdict: Verdict) -> list[Chart]:
             ),
             f"Median over modules, band from the lowest to the highest tenth, at each {unit}. "
             "Solid: norm of the change over that of the weight; dashed: distance to the checkpoint before.",
+            wide=True,
         ),
         Chart(
             "rank",
@@ -132,6 +136,7 @@ def charts(verdict: Verdict) -> list[Chart]:
             "Largest singular value",
             (Line("spectral_norm", "largest singular value", "var(--line)", band=True),),
             "Of the change; growth of a few modules alone makes an adapter hard to combine. Median and tenths.",
+            wide=True,
         ),
         Chart(
             "course",
@@ -182,7 +187,10 @@ def map_chart(rows: int) -> Spec:
             "text": {"field": "label", "type": "nominal"},
         },
     }
-    spec = chart([cell, label, _cursor("hover", "#808080"), _cursor("picked", "#ff3b30")], max(140, min(520, 14 * rows if rows <= 24 else 4 * rows)))
+    spec = chart(
+        [cell, label, _cursor("hover", "#808080"), _cursor("picked", "#ff3b30")],
+        max(140, min(520, 14 * rows if rows <= 24 else 4 * rows)),
+    )
     gray = {"labelColor": "#808080", "titleColor": "#808080", "domainColor": "#808080", "tickColor": "#808080"}
     spec["config"] = {**spec["config"], "axis": {**spec["config"]["axis"], **gray, "grid": False}, "legend": gray}
     spec["padding"] = {"left": 96, "right": 6, "top": 2, "bottom": 2}

@@ -14,7 +14,6 @@ _ORDER = {"error": 0, "warning": 1, "info": 2}
 _WORDS = {"error": "Error", "warning": "Warning", "info": "Note"}
 LISTED = 100
 """Skipped files that are listed before the rest is only counted."""
-DOCS = "https://lora-forensics.readthedocs.io/"
 THEME = '<button type="button" id="theme" aria-pressed="false" hidden>Dark theme</button>'
 
 
@@ -102,7 +101,8 @@ def tools(name: str, choices: Sequence[tuple[str, int, Sequence[str]]] = ()) -> 
         if len(values) > 1
     )
     return (
-        f'<div class="tools" data-for="{name}" hidden><label>Filter <input type="search" aria-controls="{name}"></label>'
+        f'<div class="tools" data-for="{name}" hidden>'
+        f'<label>Filter <input type="search" aria-controls="{name}"></label>'
         f'{selects}<span class="quiet" role="status"></span></div>'
     )
 
@@ -119,5 +119,6 @@ def skipped(entries: Sequence[Skipped]) -> str:
     said = f"<ul>{items}</ul>" if items else "<p>No file that should have been read was left out.</p>"
     if foreign:
         inside = "".join(f"<li>{times} x {esc(reason)}</li>" for reason, times in reasons(foreign)[:LISTED])
-        said += f"<details><summary>{count(len(foreign), 'other file')}: no checkpoints</summary><ul>{inside}</ul></details>"
+        many = count(len(foreign), "other file")
+        said += f"<details><summary>{many}: no checkpoints</summary><ul>{inside}</ul></details>"
     return said

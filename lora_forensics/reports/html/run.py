@@ -11,7 +11,7 @@ from lora_forensics.records import Verdict
 from lora_forensics.reports import text
 from lora_forensics.reports.html import charts, data
 from lora_forensics.reports.html.page import data_block, document, esc
-from lora_forensics.reports.html.parts import DOCS, THEME, Markup, findings, skipped, table, tools
+from lora_forensics.reports.html.parts import THEME, Markup, findings, skipped, table, tools
 from lora_forensics.reports.html.samples import sample_columns
 from lora_forensics.reports.html.tables import RunTables
 
@@ -53,7 +53,7 @@ def run_page(verdict: Verdict, tables: RunTables, versions: dict[str, str]) -> s
 {_modules(tables, verdict)}
 {_checkpoints(lines, verdict)}
 <section><h2>Skipped</h2>{skipped(verdict.skipped)}</section>
-{_method(verdict, versions)}
+{_method(verdict, versions, tables)}
 </main>
 <footer>Made by lora-forensics {esc(__version__)} from verdict.json and the Parquet files beside this page.
 It opens without a network and asks nothing of one.</footer>"""
@@ -128,7 +128,7 @@ def _evidence(verdict: Verdict) -> Iterator[tuple[str, str]]:
 
 
 def _why_none(verdict: Verdict) -> str:
-    return "" if verdict.keep is None else text.headline(verdict)
+    return "" if verdict.keep is None else text.plain(verdict.message)
 
 
 def _legend(verdict: Verdict) -> str:
@@ -161,10 +161,10 @@ def _stepper(lines: data.Lines, verdict: Verdict) -> str:
 
 
 def _figure(chart: charts.Chart, lines: data.Lines, verdict: Verdict) -> str:
-    said = esc(chart.described(lines, verdict))
+    title, said = esc(chart.title), esc(chart.described(lines, verdict))
     return (
-        f'<figure><h3>{esc(chart.title)}</h3><div class="chart" id="chart-{chart.name}" role="img" '
-        f'aria-label="{esc(chart.title)}. {said}"></div><figcaption class="note">{esc(chart.note)}</figcaption></figure>'
+        f'<figure><h3>{title}</h3><div class="chart" id="chart-{chart.name}" role="img" aria-label="{title}. {said}">'
+        f'</div><figcaption class="note">{esc(chart.note)}</figcaption></figure>'
     )
 
 
@@ -190,13 +190,19 @@ def _column(cells: dict[str, Any], verdict: Verdict) -> str:
     )
     grouped = any(many > 1 for _, _, many in cells["rows"])
     many = f"{len(cells['rows'])} {'groups of modules (means by block and role)' if grouped else 'modules'}"
-    return f"""<section><h2>Every module over the {esc(verdict.step_unit)}s</h2>
-<p><label>Column <select id="column">{options}</select></label> <span class="quiet" id="column-meaning"></span></p>
-<figure><div class="chart" id="chart-column" role="img" aria-label="The chosen column: median over modules and tenths, over
-the steps. The numbers stand in the table of checkpoints and of modules below."></div>
-<div class="chart" id="chart-map" role="img" aria-label="Heat map of the chosen column: {many}, {len(cells["steps"])} checkpoints."></div>
-<figcaption class="note">{many} by {len(cells["steps"])} checkpoints; the outermost 2 % share the last colour. Above: median
-over the modules in scope, band from the lowest to the highest tenth.</figcaption></figure></section>"""
+    sizes = f"{many} by {len(cells['steps'])} checkpoints"
+    unit = esc(verdict.step_unit)
+    return "".join(
+        (
+            f"<section><h2>Every module over the {unit}s</h2><p><label>Column ",
+            f'<select id="column">{options}</select></label> <span class="quiet" id="column-meaning"></span></p>',
+            '<figure><div class="chart" id="chart-column" role="img" aria-label="The chosen column over the ',
+            f'{unit}s: median and tenths over modules. Its numbers at one checkpoint stand in the table of modules."></div>',
+            f'<div class="chart" id="chart-map" role="img" aria-label="Heat map of the chosen column: {sizes}."></div>',
+            f'<figcaption class="note">{sizes}; the outermost 2 % share the last colour. Above: median over the modules ',
+            "in scope, band from the lowest to the highest tenth.</figcaption></figure></section>",
+        )
+    )
 
 
 def _candidates(verdict: Verdict, lines: data.Lines) -> str:
@@ -235,9 +241,10 @@ def _samples(verdict: Verdict, lines: data.Lines) -> str:
         + "</tr>"
         for place, prompt in enumerate(prompts)
     )
-    return f"""<section><h2>Samples of the trainer</h2><div class="scroll samples" tabindex="0" role="region"
-aria-labelledby="samples-caption"><table><caption id="samples-caption">For each candidate the image that was saved nearest to
-it, made smaller.</caption><thead><tr><th scope="col">prompt</th>{heads}</tr></thead><tbody>{rows}</tbody></table></div></section>"""
+    return f"""<section><h2>Samples of the trainer</h2>
+<div class="scroll samples" tabindex="0" role="region" aria-labelledby="samples-caption"><table>
+<caption id="samples-caption">For each candidate the image that was saved nearest to it, made smaller.</caption>
+<thead><tr><th scope="col">prompt</th>{heads}</tr></thead><tbody>{rows}</tbody></table></div></section>"""
 
 
 def _image(image: tuple[int, str] | None, step: int, prompt: str, unit: str) -> str:
@@ -284,7 +291,7 @@ def _checkpoints(lines: data.Lines, verdict: Verdict) -> str:
     return f"<section><h2>Checkpoints</h2>{table('checkpoints', caption, heads, rows, numeric, kept)}</section>"
 
 
-def _method(verdict: Verdict, versions: dict[str, str]) -> str:
+def _method(verdict: Verdict, versions: dict[str, str], tables: RunTables) -> str:
     """How it was measured."""
     used = {**versions, **verdict.versions}
     said: Iterable[tuple[str, str]] = (
@@ -303,11 +310,23 @@ def _method(verdict: Verdict, versions: dict[str, str]) -> str:
         ),
     )
     items = "".join(f"<dt>{label}</dt><dd>{value}</dd>" for label, value in said if value)
-    links = ", ".join(
-        f'<a href="{DOCS}{page}" rel="noreferrer">{label}</a>'
-        for page, label in (("method", "method"), ("metrics", "metrics"), ("validity", "what was validated"))
-    )
     return f"""<section><h2>How it was measured</h2><dl>{items}</dl>
-<p class="note">CS-Fluctuation: variance over the window of the smoothed slope of CS, divided by the learning rate. Formulas and
-sources: {links}. The saved weights alone do not show which checkpoint is best: compare the candidates on samples that were not
-trained on.</p></section>"""
+{_formulas(tables)}
+<p class="note">CS-Fluctuation: the variance over a window of the smoothed slope of CS, divided by the learning rate
+(Luo et al., Early-stopping Low-Rank Adaptation of Foundation Models, Eq. 1-4). Saved weights alone do not show which checkpoint is best:
+compare the candidates on samples that were not trained on.</p></section>"""
+
+
+def _formulas(tables: RunTables) -> str:
+    """What each column means, as the Parquet file itself says it."""
+    told = [tables.columns.get(name) for name in tables.metrics()]
+    rows = [
+        [entry.get("name"), entry.get("meaning"), entry.get("formula"), entry.get("unit"), entry.get("source")]
+        for entry in told
+        if isinstance(entry, dict)
+    ]
+    if not rows:
+        return ""
+    heads = ["column", "meaning", "formula", "unit", "source"]
+    caption = "Columns of layers.parquet that hold a number in this run."
+    return f"<details><summary>Formulas</summary>{table('formulas', caption, heads, rows, frozenset())}</details>"

@@ -54,9 +54,8 @@ def lines(tables: RunTables, verdict: Verdict) -> Lines:
     for name in names:
         column = [known[step].get(name) for step in steps]
         table[name] = [str(v) if v is not None else "" for v in column] if name == "checkpoint" else _numbers(column)
-    return {
-        name: column for name, column in table.items() if name == "checkpoint" or any(v is not None for v in column)
-    }
+    kept = {"step", "checkpoint"}
+    return {name: column for name, column in table.items() if name in kept or any(v is not None for v in column)}
 
 
 def cells(tables: RunTables) -> dict[str, Any]:

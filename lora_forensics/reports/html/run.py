@@ -6,11 +6,10 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from lora_forensics import __version__
 from lora_forensics.records import Verdict
 from lora_forensics.reports import text
 from lora_forensics.reports.html import charts, data
-from lora_forensics.reports.html.page import data_block, document, esc
+from lora_forensics.reports.html.page import data_block, document, esc, version
 from lora_forensics.reports.html.parts import THEME, Markup, findings, skipped, table, tools
 from lora_forensics.reports.html.samples import sample_columns
 from lora_forensics.reports.html.tables import RunTables
@@ -55,7 +54,7 @@ def run_page(verdict: Verdict, tables: RunTables, versions: dict[str, str]) -> s
 <section><h2>Skipped</h2>{skipped(verdict.skipped)}</section>
 {_method(verdict, versions, tables)}
 </main>
-<footer>Made by lora-forensics {esc(__version__)} from verdict.json and the Parquet files beside this page.
+<footer>Made by lora-forensics {esc(version())} from verdict.json and the Parquet files beside this page.
 It opens without a network and asks nothing of one.</footer>"""
     if not lines["step"]:
         return document(f"{text.plain(name)}: which checkpoint to keep", body)
@@ -197,9 +196,9 @@ def _column(cells: dict[str, Any], verdict: Verdict) -> str:
             f"<section><h2>Every module over the {unit}s</h2><p><label>Column ",
             f'<select id="column">{options}</select></label> <span class="quiet" id="column-meaning"></span></p>',
             '<figure><div class="chart" id="chart-column" role="img" aria-label="The chosen column over the ',
-            f'{unit}s: median and tenths over modules. Its numbers at one checkpoint stand in the table of modules."></div>',
+            f'{unit}s: median and tenths over modules. The table of modules has its numbers at one checkpoint."></div>',
             f'<div class="chart" id="chart-map" role="img" aria-label="Heat map of the chosen column: {sizes}."></div>',
-            f'<figcaption class="note">{sizes}; the outermost 2 % share the last colour. Above: median over the modules ',
+            f'<figcaption class="note">{sizes}; the outermost 2 % share the last colour. Above: median over modules ',
             "in scope, band from the lowest to the highest tenth.</figcaption></figure></section>",
         )
     )
@@ -313,8 +312,8 @@ def _method(verdict: Verdict, versions: dict[str, str], tables: RunTables) -> st
     return f"""<section><h2>How it was measured</h2><dl>{items}</dl>
 {_formulas(tables)}
 <p class="note">CS-Fluctuation: the variance over a window of the smoothed slope of CS, divided by the learning rate
-(Luo et al., Early-stopping Low-Rank Adaptation of Foundation Models, Eq. 1-4). Saved weights alone do not show which checkpoint is best:
-compare the candidates on samples that were not trained on.</p></section>"""
+(Luo et al., Early-stopping Low-Rank Adaptation of Foundation Models, Eq. 1-4). Saved weights alone do not show which
+checkpoint is best: compare the candidates on samples that were not trained on.</p></section>"""
 
 
 def _formulas(tables: RunTables) -> str:

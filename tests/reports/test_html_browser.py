@@ -152,7 +152,8 @@ def test_zoom_is_shared(browser: Any, out: Path) -> None:
     from selenium.webdriver import ActionChains
 
     visit(browser, out / "r/report.html", height=1400)
-    numbers = "return [...document.querySelectorAll(`#chart-${arguments[0]} .role-axis-label text`)].map(t => t.textContent).sort()"
+    numbers = """return [...document.querySelectorAll(`#chart-${arguments[0]} .role-axis-label text`)]
+        .map(text => text.textContent).sort()"""
     before = browser.execute_script(numbers, "loss")
     chart = browser.find_element("css selector", "#chart-cs svg")
     move = ActionChains(browser).move_to_element_with_offset(chart, -60, 0).click_and_hold()

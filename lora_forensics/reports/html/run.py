@@ -46,9 +46,9 @@ def run_page(verdict: Verdict, tables: RunTables, versions: dict[str, str]) -> s
 {_stepper(lines, verdict) if lines["step"] else ""}
 <section aria-label="Charts"><h2 class="vh">Charts</h2>{_legend(verdict)}
 <div class="charts">{"".join(_figure(chart, lines, verdict) for chart in first)}{_cloud(cloud)}</div></section>
-{_column(cells, verdict)}
 {_candidates(verdict, lines)}
 {_samples(verdict, lines)}
+{_column(cells, verdict)}
 {_modules(tables, verdict)}
 {_checkpoints(lines, verdict)}
 <section><h2>Skipped</h2>{skipped(verdict.skipped)}</section>

@@ -61,10 +61,11 @@ def sample_columns(verdict: Verdict, epochs: dict[float, int]) -> tuple[list[str
     prompts = sorted({sample.prompt for sample in found})[:PROMPTS]
     reasons = {candidate.step: candidate.why for candidate in verdict.candidates}
     if verdict.keep is not None:
-        reasons = {verdict.keep.step: "keep", **reasons}
+        kept = verdict.keep.step
+        reasons = {kept: "", **reasons}
+        reasons[kept] = f"kept: {reasons[kept]}" if reasons[kept] else "kept"
     chosen = sorted(list(reasons)[:COLUMNS])
-    left = _TOTAL
-    columns = []
+    columns, left = [], _TOTAL
     for step in chosen:
         images: list[tuple[int, str] | None] = []
         for prompt in prompts:

@@ -7,6 +7,7 @@ import hashlib
 import html
 import json
 import re
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,10 +16,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from click.testing import CliRunner
 from reports.pages import HOSTILE, METRICS, verdict_of, write_pages, write_tables
 
-from lora_forensics.records import Candidate, Skipped, Summary
-from lora_forensics.reports import text
+from lora_forensics.cli import main
+from lora_forensics.records import Candidate, Keep, Skipped, Summary
+from lora_forensics.reports import available, text
 from lora_forensics.reports.html import HtmlReport, samples
 from lora_forensics.reports.html.data import cells
 from lora_forensics.reports.html.tables import RunTables
@@ -157,6 +160,27 @@ def test_hostile_run_name_is_no_address(tmp_path: Path) -> None:
     rendered = HtmlReport().render(Summary((verdict_of("javascript:alert(1)"),), folder=tmp_path))
     links = [attrs["href"] for tag, attrs in Reader(rendered).elements if tag == "a"]
     assert "./javascript%3Aalert%281%29/report.html" in links
+
+
+def test_missing_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the extra the error names it, before any work; a report of everything leaves the pages out."""
+    monkeypatch.setitem(sys.modules, "vl_convert", None)
+    assert "html" not in available()
+    done = CliRunner().invoke(main, ["scan", str(tmp_path), "--report", "html", "--out", str(tmp_path / "out")])
+    assert done.exit_code == 2
+    assert "lora-forensics[html]" in done.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_many_steps(tmp_path: Path) -> None:
+    """Steps are thinned, those that matter are not, and the page says so."""
+    write_tables(tmp_path / "r", steps=900, modules=2)
+    verdict = verdict_of("r", checkpoints=900, keep=Keep("c5710.safetensors", 5710, None, "weights"))
+    page = write_pages(tmp_path, verdict).read_text("utf-8")
+    steps = Reader(page).data()["table"]["step"]
+    assert {5710, 90, 150, 240, 10, 9000} <= set(steps)
+    assert len(steps) < 410
+    assert "of 900 checkpoints" in page
 
 
 def test_damaged_tables(tmp_path: Path) -> None:

@@ -286,7 +286,9 @@ def _checkpoints(lines: data.Lines, verdict: Verdict) -> str:
     heads = [verdict.step_unit, *(label for _, label in columns)]
     numeric = frozenset(place for place, head in enumerate(heads) if head != "file")
     kept = verdict.keep.step if verdict.keep else None
-    caption = "The numbers behind the charts; metrics are medians over modules."
+    every = verdict.checkpoints
+    few = f" {len(rows)} of {every} checkpoints; all stand in checkpoints.parquet." if len(rows) < every else ""
+    caption = f"The numbers behind the charts; metrics are medians over modules.{few}"
     return f"<section><h2>Checkpoints</h2>{table('checkpoints', caption, heads, rows, numeric, kept)}</section>"
 
 

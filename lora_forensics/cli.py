@@ -292,13 +292,13 @@ def report(out: Path, reports: tuple[str, ...], as_json: bool, verbose: bool, **
 
     With --window, --detector, ... the verdicts are drawn anew. Example: lora-forensics report forensics
     """
-    from lora_forensics.reports import REPORTS
+    from lora_forensics.reports import available
     from lora_forensics.scan import report as run_report
 
     source = click.get_current_context().get_parameter_source
     changed = any(source(name) is not click.core.ParameterSource.DEFAULT for name in settings)
     options = _assess_options(settings) if changed else None
-    summary, lost = run_report(out, _report_names(reports) or tuple(REPORTS), options)
+    summary, lost = run_report(out, _report_names(reports) or available(), options)
     _print_report("json" if as_json else "terminal", summary, verbose=verbose)
     for entry in lost:
         _complain(f"{entry.path}: {entry.reason}")
@@ -410,11 +410,14 @@ def _assess_options(settings: dict[str, Any]) -> AssessOptions:
 
 
 def _report_names(names: tuple[str, ...]) -> tuple[str, ...]:
-    from lora_forensics.reports import REPORTS
+    from lora_forensics.reports import REPORTS, PagedReport
 
     for name in names:
         if name not in REPORTS:
             raise UsageError(f"no report is called {name!r}", f"choose from {', '.join(REPORTS)}")
+        report = REPORTS[name]()
+        if isinstance(report, PagedReport):
+            report.check()
     return names
 
 

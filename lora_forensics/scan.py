@@ -21,7 +21,7 @@ from lora_forensics.plots import draw_plots, save_plots
 from lora_forensics.probed import load_probed
 from lora_forensics.records import SCHEMA, Run, Severity, Skipped, Summary, Verdict
 from lora_forensics.remote import fresh
-from lora_forensics.reports import REPORTS
+from lora_forensics.reports import REPORTS, PagedReport, available
 from lora_forensics.reports.text import count
 from lora_forensics.rules import RULES
 from lora_forensics.series import read_table, write_text
@@ -245,7 +245,7 @@ def update_summary(out: Path, verdict: Verdict, names: Iterable[str]) -> None:
     others = [entry for entry in summary.runs if entry.run != verdict.run]
     place = next((at for at, entry in enumerate(summary.runs) if entry.run == verdict.run), len(others))
     others.insert(place, verdict)
-    files = {name: REPORTS[name]().filename for name in REPORTS}
+    files = {name: REPORTS[name]().filename for name in available()}
     there = [name for name, file in files.items() if file is not None and (out / file).exists()]
     write_reports(replace(summary, runs=tuple(others)), (*names, *there))
 
@@ -258,6 +258,9 @@ def write_reports(summary: Summary, names: Iterable[str]) -> None:
         rendered = REPORTS[name]()
         if rendered.filename is not None:
             write_text(summary.folder / rendered.filename, rendered.render(summary))
+        if isinstance(rendered, PagedReport):
+            for place, page in rendered.pages(summary):
+                write_text(summary.folder / place, page)
     save_runs(summary.folder, summary.runs)
 
 

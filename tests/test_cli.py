@@ -522,7 +522,7 @@ def test_report_renders_again_without_runs(scanned: tuple[Path, Path, Result], t
         if name.endswith((".md", ".png", ".svg")):
             (copy / name).unlink()
     assert call("report", copy).exit_code == 0
-    assert tree(copy) == tree(out)
+    assert {name for name in tree(copy) if not name.endswith(".html")} == tree(out)
     verdict = copy / "a" / "verdict.json"
     assert verdict.read_bytes() == (out / "a" / "verdict.json").read_bytes()
     assert call("report", copy, "--window", "2").exit_code == 0

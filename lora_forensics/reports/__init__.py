@@ -5,7 +5,11 @@ A report sees a `Summary` and nothing else; text in it that came from files is d
 
 from __future__ import annotations
 
-from lora_forensics.reports.interface import Report
+from contextlib import suppress
+
+from lora_forensics.errors import UsageError
+from lora_forensics.reports.html import HtmlReport
+from lora_forensics.reports.interface import PagedReport, Report
 from lora_forensics.reports.json import JsonReport, to_json
 from lora_forensics.reports.markdown import MarkdownReport
 from lora_forensics.reports.terminal import TerminalReport
@@ -14,7 +18,31 @@ REPORTS: dict[str, type[Report]] = {
     "terminal": TerminalReport,
     "markdown": MarkdownReport,
     "json": JsonReport,
+    "html": HtmlReport,
 }
 """Every report by its name in `--report`; first line = what a person sees."""
 
-__all__ = ["REPORTS", "JsonReport", "MarkdownReport", "Report", "TerminalReport", "to_json"]
+
+def available() -> tuple[str, ...]:
+    """Names of the reports whose extras are installed."""
+    names = []
+    for name, report in REPORTS.items():
+        made = report()
+        with suppress(UsageError):
+            if isinstance(made, PagedReport):
+                made.check()
+            names.append(name)
+    return tuple(names)
+
+
+__all__ = [
+    "REPORTS",
+    "HtmlReport",
+    "JsonReport",
+    "MarkdownReport",
+    "PagedReport",
+    "Report",
+    "TerminalReport",
+    "available",
+    "to_json",
+]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
 
 from lora_forensics.records import Summary
 
@@ -15,4 +16,21 @@ class Report(Protocol):
 
     def render(self, summary: Summary) -> str:
         """The whole report, ending with a newline."""
+        ...
+
+
+@runtime_checkable
+class PagedReport(Report, Protocol):
+    """A report of several files."""
+
+    def check(self) -> None:
+        """Whether what it needs is installed: before the work, not after.
+
+        Raises:
+            UsageError: an extra is missing; the hint names it.
+        """
+        ...
+
+    def pages(self, summary: Summary) -> Iterator[tuple[str, str]]:
+        """Its other files: place in OUT, and the whole text."""
         ...

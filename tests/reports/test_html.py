@@ -1,0 +1,237 @@
+"""The HTML report as text: what stands in it, how large it is, and where its images come from."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import re
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from click.testing import CliRunner
+from reports.pages import HOSTILE, METRICS, verdict_of, write_pages, write_tables
+
+from lora_forensics.cli import main
+from lora_forensics.records import Candidate, Keep, Skipped, Summary
+from lora_forensics.reports import available, text
+from lora_forensics.reports.html import HtmlReport, samples
+from lora_forensics.reports.html.data import cells
+from lora_forensics.reports.html.tables import RunTables
+
+pytest.importorskip("vl_convert")
+Image = pytest.importorskip("PIL.Image")
+
+
+class Reader(HTMLParser):
+    """Elements with their attributes, and the text of scripts and styles."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[tuple[dict[str, str | None], str]] = []
+        self._script: dict[str, str | None] | None = None
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Remember the element."""
+        self.elements.append((tag, dict(attrs)))
+        self._script = dict(attrs) if tag in {"script", "style"} else None
+        if self._script is not None:
+            self._script["tag"] = tag
+
+    def handle_data(self, data: str) -> None:
+        """Remember what a script holds."""
+        if self._script is not None:
+            self.scripts.append((self._script, data))
+
+    def handle_endtag(self, tag: str) -> None:  # noqa: ARG002 - the parser calls it so
+        """Leave the script."""
+        self._script = None
+
+    def data(self) -> dict[str, Any]:
+        """The document of the charts."""
+        (found,) = (content for attrs, content in self.scripts if attrs.get("id") == "data")
+        return json.loads(found)
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Reader:
+    """The page of a run."""
+    write_tables(tmp_path / "r")
+    return Reader(write_pages(tmp_path, verdict_of("r")).read_text("utf-8"))
+
+
+def test_nothing_is_fetched(page: Reader) -> None:
+    """No element names anything outside of the page, and the policy allows each script and style by its hash only."""
+    addresses = [v for _, attrs in page.elements for k, v in attrs.items() if k in {"src", "srcset", "action"} and v]
+    addresses += [attrs["href"] or "" for tag, attrs in page.elements if tag != "a" and "href" in attrs]
+    assert all(address.startswith("data:") for address in addresses)
+    (policy,) = (a["content"] or "" for _, a in page.elements if a.get("http-equiv") == "Content-Security-Policy")
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    for attrs, content in page.scripts:
+        if attrs.get("type") != "application/json":
+            digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+            assert f"'sha256-{digest}'" in policy
+    handlers = [key for _, attrs in page.elements for key in attrs if key.startswith("on") or key == "style"]
+    assert not handlers
+
+
+def test_first_screen(page: Reader, tmp_path: Path) -> None:
+    """The answer, its reason and what is wrong come before everything else."""
+    markup = (tmp_path / "r/report.html").read_text("utf-8")
+    answer = markup[: markup.index('id="step"')]
+    for said in ("c100.safetensors", "alf of the way", "not shown to beat", "NaN in 2 checkpoints", "train again"):
+        assert said in answer
+    assert answer.index("NaN in 2") < answer.index("rests on saved weights alone")
+
+
+def test_numbers_are_those_of_the_tables(tmp_path: Path) -> None:
+    """Medians over modules, and heat-map cells within a 65,000th of the range."""
+    write_tables(tmp_path / "r", steps=9, modules=5)
+    tables = RunTables.read(tmp_path / "r")
+    found = Reader(write_pages(tmp_path, verdict_of("r")).read_text("utf-8")).data()
+    for metric in METRICS:
+        at = tables.layers.filter(pl.col("step") == 30)[metric].median()
+        assert found["table"][f"{metric}.mid"][2] == pytest.approx(at, rel=1e-4)
+        low, high, _, _, packed = found["cells"]["maps"][metric]
+        codes = np.frombuffer(base64.b64decode(packed), "<u2").reshape(5, 9)
+        row = [name for _, name, _ in found["cells"]["rows"]].index("model.layer.0.q_proj")
+        truth = tables.layers.filter(pl.col("module") == "model.layer.0.q_proj").sort("step")[metric].to_numpy()
+        assert low + (high - low) * codes[row] / 65534 == pytest.approx(truth, abs=2e-5 * (high - low))
+
+
+def test_groups_are_means(tmp_path: Path) -> None:
+    """Many modules share rows by block and role, and a row is the mean of its modules."""
+    write_tables(tmp_path / "r", steps=3, modules=400)
+    tables = RunTables.read(tmp_path / "r")
+    found = cells(tables)
+    assert sum(many for _, _, many in found["rows"]) == 400
+    assert len(found["rows"]) <= 160
+    low, high, _, _, packed = found["maps"]["cosine"]
+    codes = np.frombuffer(base64.b64decode(packed), "<u2").reshape(-1, 3)
+    weights = np.array([many for _, _, many in found["rows"]])
+    mean = np.average(low + (high - low) * codes[:, 1] / 65534, weights=weights)
+    assert mean == pytest.approx(tables.layers.filter(pl.col("step") == 20)["cosine"].mean(), rel=1e-4)
+
+
+def test_size(tmp_path: Path) -> None:
+    """722 modules at 200 checkpoints with every column filled stay below 3 MB."""
+    write_tables(tmp_path / "r", steps=200, modules=722)
+    assert len(write_pages(tmp_path, verdict_of("r")).read_bytes()) < 3_000_000
+
+
+@pytest.mark.parametrize("bad", HOSTILE)
+def test_hostile_text(tmp_path: Path, bad: str) -> None:
+    """Text from files adds no element and no attribute, and reads as text."""
+    write_tables(tmp_path / "r")
+    plain = Reader(write_pages(tmp_path, verdict_of("r")).read_text("utf-8"))
+    tame = bad.encode("utf-8", "replace").decode()
+    write_tables(tmp_path / "r", module=[f"{tame}{place % 12}" for place in range(288)], role=[tame] * 288)
+    verdict = verdict_of("r")
+    findings = tuple(replace(finding, rule=bad, message=bad, hint=bad) for finding in verdict.findings)
+    candidates = tuple(Candidate(bad, entry.step, bad) for entry in verdict.candidates)
+    hostile = replace(verdict, findings=findings, candidates=candidates, trainer=bad, adapter=bad, message=bad)
+    hostile = replace(hostile, skipped=(Skipped(Path(bad), bad),), path=bad, window_reason=bad, step_unit=bad)
+    markup = write_pages(tmp_path, hostile).read_text("utf-8")
+    found = Reader(markup)
+    wanted = {"script": 4, "style": 1, "img": 0}
+    assert {tag: sum(t == tag for t, _ in found.elements) for tag in wanted} == wanted
+    assert {key for _, attrs in found.elements for key in attrs} <= {
+        *(key for _, attrs in plain.elements for key in attrs),
+        "data-step",
+    }
+    assert html.escape(text.plain(bad)) in markup
+    assert "\u202e" not in markup
+    assert "\x1b" not in markup
+    found.data()
+
+
+def test_hostile_run_name_is_no_address(tmp_path: Path) -> None:
+    """A run's name is a relative address, whatever it is called."""
+    rendered = HtmlReport().render(Summary((verdict_of("javascript:alert(1)"),), folder=tmp_path))
+    links = [attrs["href"] for tag, attrs in Reader(rendered).elements if tag == "a"]
+    assert "./javascript%3Aalert%281%29/report.html" in links
+
+
+def test_missing_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the extra the error names it, before any work; a report of everything leaves the pages out."""
+    monkeypatch.setitem(sys.modules, "vl_convert", None)
+    assert "html" not in available()
+    done = CliRunner().invoke(main, ["scan", str(tmp_path), "--report", "html", "--out", str(tmp_path / "out")])
+    assert done.exit_code == 2
+    assert "lora-forensics[html]" in done.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_many_steps(tmp_path: Path) -> None:
+    """Steps are thinned, those that matter are not, and the page says so."""
+    write_tables(tmp_path / "r", steps=900, modules=2)
+    verdict = verdict_of("r", checkpoints=900, keep=Keep("c5710.safetensors", 5710, None, "weights"))
+    page = write_pages(tmp_path, verdict).read_text("utf-8")
+    steps = Reader(page).data()["table"]["step"]
+    assert {5710, 90, 150, 240, 10, 9000} <= set(steps)
+    assert len(steps) < 410
+    assert "of 900 checkpoints" in page
+
+
+def test_damaged_tables(tmp_path: Path) -> None:
+    """A run whose tables are lost still has its answer, without charts."""
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r/layers.parquet").write_bytes(b"PAR1 no table")
+    page = write_pages(tmp_path, verdict_of("r")).read_text("utf-8")
+    assert "c100.safetensors" in page
+    assert 'id="step"' not in page
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("sample", "my_{step:06d}_00_20240101120000_42.png"),
+        ("sample", "my_e{epoch:06d}_00_20240101120000.png"),
+        ("samples", "1700000000000__{step:09d}_0.jpg"),
+        ("samples/0 - a cat", "2024-01-01_12-00-00-training-sample-{step}-1-7.jpg"),
+        ("validation_images", "step_{step}_cat_0_1024x1024.png"),
+    ],
+)
+def test_samples(tmp_path: Path, folder: str, name: str) -> None:
+    """Images of every trainer are found at their steps, and the nearest to a candidate is shown."""
+    (tmp_path / folder).mkdir(parents=True)
+    for step, shade in ((40, 10), (80, 120), (160, 250)):
+        file = tmp_path / folder / name.format(step=step, epoch=step // 40)
+        Image.new("RGB", (900, 600), (shade, shade, shade)).save(file)
+    names = tuple(Candidate(f"my-{step}.safetensors", step, "why") for step in (80, 170))
+    verdict = verdict_of("r", path=str(tmp_path), keep=None, turning_point=None, candidates=names)
+    prompts, columns = samples.sample_columns(verdict, {1.0: 40, 2.0: 80, 4.0: 160})
+    assert len(prompts) == 1
+    assert [(column.step, column.images[0] and column.images[0][0]) for column in columns] == [(80, 80), (170, 160)]
+
+
+def test_samples_of_another_run(tmp_path: Path) -> None:
+    """Images of a run that shares the folder are not shown."""
+    (tmp_path / "sample").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "sample/other_000100_00_20240101120000.png")
+    assert samples.sample_columns(verdict_of("r", path=str(tmp_path)), {}) == ([], [])
+
+
+def test_samples_are_small_and_real(tmp_path: Path) -> None:
+    """Noise of any size stays small; a file that is no image is left out and said so."""
+    (tmp_path / "samples").mkdir()
+    noise = np.random.default_rng(0).integers(0, 255, (2000, 1500, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "samples/1__000000100_0.png")
+    (tmp_path / "samples/1__000000150_0.png").write_bytes(b"\x89PNG no image")
+    write_tables(tmp_path / "r")
+    page = write_pages(tmp_path, verdict_of("r", path=str(tmp_path))).read_text("utf-8")
+    images = [attrs["src"] or "" for tag, attrs in Reader(page).elements if tag == "img"]
+    assert images
+    assert all(len(image) < 100_000 and image.startswith("data:image/webp;base64,") for image in images)
+    assert "not readable" in page
+    assert re.search(r'alt="Sample for prompt 0 at step 100"', page)

@@ -1,8 +1,8 @@
 """`--redact`: a summary without paths, prompts and names that people chose, for reports that are shared.
 
 Labels take the places of names, and are the same at the next scan: a run is `run-` with six digits of a hash of its
-name, a checkpoint its step, another file `file-` and six digits. Sentences lose every path, file name and quotation, and
-every part of a name that is known to be one. Numbers, rules, settings of the tool and names of modules stay.
+name, a checkpoint its step, another file `file-` and six digits. Sentences lose every path, file name and quotation,
+and every part of a name that is known to be one. Numbers, rules, settings of the tool and names of modules stay.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ from typing import Any
 
 from lora_forensics.records import BaseModelSummary, Finding, Skipped, Summary, Verdict
 
-PATH, NAME, TEXT = "<path>", "<name>", "'<text>'"
-"""What stands for a path, a name and a quotation inside a sentence."""
+PATH, FILE, NAME, TEXT = "<path>", "<file>", "<name>", "'<text>'"
+"""What stands for a path, a file, a name and a quotation inside a sentence."""
 
-_USUAL = frozenset(
-    "adapter adapter_config adapter_model base checkpoint checkpoints config data dataset docs epoch file files final "
-    "final_model flux forensics home host image images last localhost log logs lora loras media mnt model models "
-    "optimizer out output outputs private project projects pytorch pytorch_lora_weights root run runner runs safetensors "
-    "sample samples save scratch sdxl src state step steps temp test text_encoder tmp train trainer trainer_state training "
-    "transformer unet user users usr var volumes weights workspace".split()
-)
+_USUAL = frozenset({
+    "adapter", "adapter_config", "adapter_model", "base", "checkpoint", "checkpoints", "config", "data", "dataset",
+    "docs", "epoch", "file", "files", "final", "final_model", "flux", "forensics", "home", "host", "image",
+    "images", "last", "localhost", "log", "logs", "lora", "loras", "media", "mnt", "model", "models", "optimizer",
+    "out", "output", "outputs", "private", "project", "projects", "pytorch", "pytorch_lora_weights", "root", "run",
+    "runner", "runs", "safetensors", "sample", "samples", "save", "scratch", "sdxl", "src", "state", "step",
+    "steps", "temp", "test", "text_encoder", "tmp", "train", "trainer", "trainer_state", "training", "transformer",
+    "unet", "user", "users", "usr", "var", "volumes", "weights", "workspace",
+})  # fmt: skip
 """Names that trainers and systems give, and words of our own sentences: nobody is known by them."""
 
 _FILE = re.compile(
@@ -37,9 +39,8 @@ _FILE = re.compile(
 )
 _QUOTED = re.compile(r"(?<!\w)'[^']*'(?!\w)|\"[^\"]*\"|`[^`]*`|“[^”]*”")
 _ADDRESS = re.compile(r"\b\w[\w+.-]*://\S+|[\w.+-]+@[\w.-]+\.\w+|\\\\[^\s'\"]+|\b[A-Za-z]:[\\/][^\s'\"]*")
-_PLACE = re.compile(
-    r"(?<![\w<-])(?!\d+/\d+(?!\S))(?!docs/)(?:~|\.{1,2}|[^\s'\"()=,;:<>/\\-][^\s'\"()=,;:<>/\\]*)?(?:[/\\][^\s'\"()=,;:<>/\\]+)+[/\\]?"
-)
+_PART = r"[^\s'\"()=,;:<>/\\]"
+_PLACE = re.compile(rf"(?<![\w<-])(?!docs/)(?!\d+/\d+(?!\S))(?:~|\.{{1,2}}|(?!-){_PART}+)?(?:[/\\]{_PART}+)+[/\\]?")
 _NUMBERED = re.compile(r"(?:[-_](?:step|epoch|e|s)?\d+)+$|^(?:checkpoint|step|epoch)?[-_]?\d+$", re.IGNORECASE)
 _SHORTEST = 3
 
@@ -94,9 +95,8 @@ class Redaction:
 
     def text(self, sentence: str) -> str:
         """A sentence without names, paths and quotations."""
-        for pattern, instead in (
-            (self._whole, PATH), (_QUOTED, TEXT), (_ADDRESS, PATH), (_PLACE, PATH), (_FILE, "<file>"), (self._names, NAME),
-        ):  # fmt: skip
+        known = ((self._whole, PATH), (_QUOTED, TEXT), (_ADDRESS, PATH), (_PLACE, PATH), (_FILE, FILE))
+        for pattern, instead in (*known, (self._names, NAME)):
             sentence = pattern.sub(instead, sentence)
         return sentence
 

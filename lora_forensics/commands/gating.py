@@ -78,7 +78,7 @@ class Gating:
             return
         gone, elsewhere = stale(self.before, summary)
         for entry in gone:
-            yield f"the baseline accepts what is gone: {plain(entry.run)}: {plain(entry.rule)} ({plain(entry.severity)})"
+            yield f"the baseline accepts what is gone: {plain(f'{entry.run}: {entry.rule} ({entry.severity})')}"
         if elsewhere:
             yield f"the baseline also holds {count(len(elsewhere), 'finding')} of runs that were not scanned"
         if gone:

@@ -27,12 +27,10 @@ class GitHubReport:
         found = [(*pair, verdict) for verdict in summary.runs for pair in fingerprints(verdict, summary.gate)]
         open_ = [entry for entry in found if not accepted(entry[1], summary.gate)]
         open_.sort(key=lambda entry: _ORDER.index(entry[0].severity) if entry[0].severity in _ORDER else 0)
-        lines = [
-            _command(
-                _COMMANDS.get(f.severity, "warning"), f"{f.rule}: {verdict.run}", f.message, f.hint, _file(verdict)
-            )
-            for f, _, verdict in open_
-        ]
+        lines = []
+        for finding, _, verdict in open_:
+            name, title = _COMMANDS.get(finding.severity, "warning"), f"{finding.rule}: {verdict.run}"
+            lines.append(_command(name, title, finding.message, finding.hint, _file(verdict)))
         lines += [*_skipped(summary), *map(_verdict, summary.runs)]
         return "\n".join([*lines, _command("notice", "lora-forensics", text.totals(summary))]) + "\n"
 

@@ -7,7 +7,6 @@ from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import quote
 
-from lora_forensics import __version__
 from lora_forensics.gate import accepted, fingerprints
 from lora_forensics.records import Finding, Gate, Summary, Verdict
 from lora_forensics.reports import text
@@ -31,10 +30,11 @@ class SarifReport:
         found = [(verdict, *pair) for verdict in summary.runs for pair in fingerprints(verdict, summary.gate)]
         rules = sorted({finding.rule for _, finding, _ in found})
         results = [_result(*entry, rules, summary.gate) for entry in found]
+        driver: dict[str, Any] = {"name": "lora-forensics", "rules": [_rule(rule) for rule in rules]}
+        if version := summary.versions.get("lora-forensics"):
+            driver["semanticVersion"] = version
         run = {
-            "tool": {
-                "driver": {"name": "lora-forensics", "semanticVersion": __version__, "rules": [*map(_rule, rules)]}
-            },
+            "tool": {"driver": driver},
             "columnKind": "utf16CodeUnits",
             "invocations": [{"executionSuccessful": True, "toolExecutionNotifications": [*_notifications(summary)]}],
             "results": results,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from lora_forensics import __version__
-from lora_forensics.commands import average, prune
+from lora_forensics.commands import average, check, compare, prune, table
 from lora_forensics.commands.gating import REDACT, Gating, gating
 from lora_forensics.commands.parameters import FOLDER, HERE, PLACE
 from lora_forensics.errors import LoraForensicsError, UsageError
@@ -384,7 +384,10 @@ def metrics(markdown: bool) -> int:
 
 
 main.add_command(average.average)
+main.add_command(check.check)
+main.add_command(compare.compare)
 main.add_command(prune.prune)
+main.add_command(table.table)
 
 
 def _scan_options(settings: dict[str, Any], reports: tuple[str, ...], progress: Any, plots: bool = True) -> ScanOptions:
@@ -450,9 +453,9 @@ def _what_was_measured(new: int, known: int) -> str:
 
 
 def _width() -> int:
-    import shutil
+    from lora_forensics.console import terminal_width
 
-    return max(40, min(shutil.get_terminal_size((80, 24)).columns, 200))
+    return terminal_width()
 
 
 def parse_size(text: str) -> int:

@@ -112,9 +112,9 @@ def _results(verdict: Verdict, checkpoints: pl.DataFrame, course: pl.DataFrame) 
         known = course[name].drop_nulls()
         return number(known[-1], 3) if len(known) else "?"
 
-    steps = checkpoints["step"]
+    steps = checkpoints["step"].to_list()
     return {
-        "checkpoints": f"{len(checkpoints)}, {unit}s {steps.min()}-{steps.max()}" if len(steps) else "0",
+        "checkpoints": f"{len(checkpoints)}, {unit}s {min(steps)}-{max(steps)}" if steps else "0",
         "verdict": STATUS.get(verdict.status, verdict.status),
         "keep": f"{unit} {keep.step}" if keep else "no answer",
         "rests on": RESTS_ON.get(keep.rests_on, keep.rests_on) if keep else "-",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import cycle
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_LINES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
+_LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 """Seven colours and five dashes: 35 runs before a look comes again."""
 _WIDTH, _LEFT, _RIGHT, _TOP, _PANEL, _GAP, _BELOW, _LINE = 16.0, 1.9, 0.5, 0.4, 4.0, 1.1, 1.4, 0.55
 """Centimetres."""
@@ -31,7 +31,7 @@ def comparison_figure(found: Comparison) -> Figure:
     from matplotlib.lines import Line2D
 
     looks = [(color, line) for line in _LINES for color in _COLORS]
-    shown = list(zip(letters(len(found.runs)), found.runs, cycle(looks)))  # noqa: B905 - looks come again
+    shown = list(zip(letters(len(found.runs)), found.runs, cycle(looks)))
     measures = found.measures or ("cosine",)
     legend = min(len(shown), _NAMED) + (len(shown) > _NAMED) + 1
     total = _TOP + _LINE * legend + (_PANEL + _GAP) * len(measures) + _BELOW

@@ -16,7 +16,6 @@ from typing import get_args
 
 from lora_forensics.errors import UsageError
 from lora_forensics.records import SCHEMA, Finding, Gate, Severity, Summary, Verdict
-from lora_forensics.series import write_text
 from lora_forensics.values import read_object
 
 SEVERITIES: tuple[str, ...] = get_args(Severity)
@@ -105,6 +104,8 @@ def read_baseline(path: Path) -> list[Entry]:
 
 def write_baseline(path: Path, summary: Summary, before: Iterable[Entry] = ()) -> int:
     """Accept today's findings, and those of `before` whose runs were not looked at; gives how many that are."""
+    from lora_forensics.series import write_text  # polars, which no report needs
+
     seen = {summary.gate.names.get(verdict.run, verdict.run) for verdict in summary.runs}
     kept = entries(summary) + [entry for entry in before if entry.run not in seen]
     kept.sort(key=lambda entry: (entry.run, entry.rule, entry.severity, entry.fingerprint))

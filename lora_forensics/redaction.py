@@ -81,9 +81,8 @@ class Redaction:
         parts = {part for place in (*known, *self._checkpoints) for part in _parts(place)}
         people = {_user(), platform.node(), platform.node().partition(".")[0]}
         names = sorted(filter(_telling, parts | people), key=len, reverse=True)
-        self._names = re.compile(
-            rf"(?<![A-Za-z0-9])(?:{'|'.join(map(re.escape, names)) or '(?!)'})(?![A-Za-z0-9])", re.IGNORECASE
-        )
+        spelt = "|".join(re.sub(r"(?:\\[ -]|_)+", "[ _-]+", re.escape(name)) for name in names) or "(?!)"
+        self._names = re.compile(rf"(?<![A-Za-z0-9])(?:{spelt})(?![A-Za-z0-9])", re.IGNORECASE)
 
     def run(self, name: str) -> str:
         """A run's label."""
@@ -180,7 +179,7 @@ def _parts(place: str) -> Iterator[str]:
     """Components of a path, their stems, and these without the numbers at their ends."""
     for part in re.split(r"[/\\]+", place):
         stem = PurePosixPath(part).stem if _FILE.search(part) else part
-        yield from (part, stem, _NUMBERED.sub("", stem), stem.replace("_", " "), stem.replace("-", " "))
+        yield from (part, stem, _NUMBERED.sub("", stem))
 
 
 def _telling(part: str) -> bool:

@@ -358,7 +358,7 @@ def inspect(
     else:
         found = compare_files(files[0], files[1], base, device, download=download)
     text = to_json(found.to_dict()) if as_json else inspection_text(found, _width(), use_color(), verbose)
-    click.echo(text, nl=False)
+    click.echo(text, nl=False, color=use_color())
     return 0
 
 
@@ -440,7 +440,7 @@ def _print_report(name: str, summary: Summary, verbose: bool = False) -> None:
         from lora_forensics.console import use_color
 
         options = {"width": _width(), "color": use_color(), "verbose": verbose}
-    click.echo(REPORTS[name](**options).render(summary), nl=False)
+    click.echo(REPORTS[name](**options).render(summary), nl=False, color=options.get("color"))
 
 
 def _what_was_measured(new: int, known: int) -> str:

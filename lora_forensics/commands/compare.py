@@ -39,5 +39,5 @@ def compare(outs: tuple[Path, ...], align: str, figure: Path | None, redact: boo
         for name, content in draw_comparison(found).items():
             write_bytes(figure / name, content)
     text = to_json(found.to_dict()) if as_json else comparison_text(found, terminal_width(), use_color(), verbose)
-    click.echo(text, nl=False)
+    click.echo(text, nl=False, color=use_color())
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -61,8 +62,9 @@ def test_nothing_planted_comes_out(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         for secret in SECRETS:
             assert secret.lower() not in f"{name}\n{text}".lower(), (name, secret)
     page = (shared / "summary.md").read_text("utf-8")
-    for part in ("peft, lora rank 2", label("run", "hush_v2"), "truncated", "Probe", "step-10.safetensors"):
+    for part in ("peft, lora rank 2", label("run", "hush_v2"), "truncated", "Probe", "a command"):
         assert part in page, part
+    assert re.search(r"step-\d+\.safetensors", page)
     assert [result.exit_code for result in printed] == [3, 2, 3, 0]
     assert label("run", "hush_v2") in printed[0].stdout
     assert "hush_v2" in (out / "summary.json").read_text("utf-8")  # the scan itself keeps its names

@@ -35,15 +35,15 @@ def step(name: str, folder: Path, **inputs: str) -> tuple[subprocess.CompletedPr
     script.write_text(found["run"], "utf-8")
     output.write_text("")
     summary.write_text("")
-    python = folder / "bin" / "python"
-    if not python.exists():
-        python.parent.mkdir()
-        python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n', "utf-8")
-        python.chmod(0o755)
+    tools = folder / "bin"
+    tools.mkdir(exist_ok=True)
+    for tool, arguments in (("python", ""), ("lora-forensics", "-m lora_forensics")):
+        (tools / tool).write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments} "$@"\n', "utf-8")
+        (tools / tool).chmod(0o755)
     environment = {
         **os.environ,
         **variables,
-        "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": str(REPOSITORY),
         "GITHUB_OUTPUT": str(output),
         "GITHUB_STEP_SUMMARY": str(summary),

@@ -30,7 +30,7 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list
     runs = home / "Jane Doe holiday"
     base_model(runs / "private base.safetensors")
     peft_run(runs / "hush_v2", base="../private base.safetensors", losses=LOSSES)
-    peft_run(runs / "other holiday", base="../gone/private base.safetensors")
+    peft_run(runs / "other holiday", base="/home/janedoe/gone/hush base.safetensors")
     (runs / "portrait of Jane Doe.safetensors").write_bytes(b"half a file")
     saved = runs / "hush_v2" / "checkpoint-70" / "adapter_model.safetensors"
     saved.write_bytes(saved.read_bytes()[:-9])

@@ -8,13 +8,15 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from lora_forensics import __version__
-from lora_forensics.commands import average, prune
+from lora_forensics.commands import average, check, compare, prune, table
+from lora_forensics.commands.gating import REDACT, Gating, gating
 from lora_forensics.commands.parameters import FOLDER, HERE, PLACE
 from lora_forensics.errors import LoraForensicsError, UsageError
 
@@ -157,9 +159,7 @@ def main() -> None:
 @click.option(
     "--report", "reports", multiple=True, help="Report to write to OUT (repeatable; markdown and json always are)."
 )
-@click.option(
-    "--fail-on", multiple=True, help="Exit with 1 on this rule or severity (info, warning, error; repeatable)."
-)
+@gating
 @click.option("--no-plots", is_flag=True, help="Draw no figures; `report OUT` draws them later.")
 @click.option("--strict", is_flag=True, help="Exit with 2 if a damaged file had to be skipped.")
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json and nothing else.")
@@ -169,6 +169,9 @@ def scan(
     runs: tuple[Path, ...],
     reports: tuple[str, ...],
     fail_on: tuple[str, ...],
+    baseline: Path | None,
+    write_baseline: Path | None,
+    redact: bool,
     no_plots: bool,
     strict: bool,
     as_json: bool,
@@ -181,13 +184,17 @@ def scan(
     Example: lora-forensics scan sample_runs/
     """
     from lora_forensics.console import console_progress
-    from lora_forensics.scan import check_rules
     from lora_forensics.scan import scan as run_scan
 
-    check_rules(fail_on)  # before the work, not after
-
-    with console_progress(enabled=not (quiet or as_json)) as progress:
-        done = run_scan(runs, _scan_options(settings, reports, progress, plots=not no_plots))
+    asked = Gating.of(fail_on, baseline, write_baseline)
+    with console_progress(enabled=not (quiet or as_json or redact)) as progress:
+        options = _scan_options(settings, reports, progress, plots=not no_plots)
+        done = run_scan(runs, replace(options, redact=redact, gate=asked.gate))
+    told = list(asked.settle(done.summary))
+    for line in () if redact else told:
+        _complain(line)
+    if redact:
+        done = done.redacted()
     if as_json:
         _print_report("json", done.summary)
     elif not quiet:
@@ -283,22 +290,26 @@ def probe(run: Path, evaluations: int, as_json: bool, verbose: bool, **settings:
 @click.argument("out", type=PLACE)
 @assessing
 @click.option(
-    "--report", "reports", multiple=True, help="Report to write (repeatable; all that are files if left out)."
+    "--report", "reports", multiple=True, help="Report to write (repeatable; those that are there if left out)."
 )
+@click.option("--redact", is_flag=True, help=REDACT)
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json and nothing else.")
 @click.option("-v", "--verbose", is_flag=True, help="List every skipped file.")
-def report(out: Path, reports: tuple[str, ...], as_json: bool, verbose: bool, **settings: Any) -> int:
+def report(out: Path, reports: tuple[str, ...], redact: bool, as_json: bool, verbose: bool, **settings: Any) -> int:
     """Render the reports of a scan again from its tables in OUT; needs neither torch nor the checkpoints.
 
     With --window, --detector, ... the verdicts are drawn anew. Example: lora-forensics report forensics
     """
-    from lora_forensics.reports import available
+    from lora_forensics.scan import present, write_redacted
     from lora_forensics.scan import report as run_report
 
     source = click.get_current_context().get_parameter_source
     changed = any(source(name) is not click.core.ParameterSource.DEFAULT for name in settings)
     options = _assess_options(settings) if changed else None
-    summary, lost = run_report(out, _report_names(reports) or available(), options)
+    names = _report_names(reports) or present(out)
+    summary, lost = run_report(out, names, options)
+    if redact:
+        summary, lost = write_redacted(summary, names, plots=True), []
     _print_report("json" if as_json else "terminal", summary, verbose=verbose)
     for entry in lost:
         _complain(f"{entry.path}: {entry.reason}")
@@ -347,7 +358,7 @@ def inspect(
     else:
         found = compare_files(files[0], files[1], base, device, download=download)
     text = to_json(found.to_dict()) if as_json else inspection_text(found, _width(), use_color(), verbose)
-    click.echo(text, nl=False)
+    click.echo(text, nl=False, color=use_color())
     return 0
 
 
@@ -373,7 +384,10 @@ def metrics(markdown: bool) -> int:
 
 
 main.add_command(average.average)
+main.add_command(check.check)
+main.add_command(compare.compare)
 main.add_command(prune.prune)
+main.add_command(table.table)
 
 
 def _scan_options(settings: dict[str, Any], reports: tuple[str, ...], progress: Any, plots: bool = True) -> ScanOptions:
@@ -429,7 +443,7 @@ def _print_report(name: str, summary: Summary, verbose: bool = False) -> None:
         from lora_forensics.console import use_color
 
         options = {"width": _width(), "color": use_color(), "verbose": verbose}
-    click.echo(REPORTS[name](**options).render(summary), nl=False)
+    click.echo(REPORTS[name](**options).render(summary), nl=False, color=options.get("color"))
 
 
 def _what_was_measured(new: int, known: int) -> str:
@@ -442,9 +456,9 @@ def _what_was_measured(new: int, known: int) -> str:
 
 
 def _width() -> int:
-    import shutil
+    from lora_forensics.console import terminal_width
 
-    return max(40, min(shutil.get_terminal_size((80, 24)).columns, 200))
+    return terminal_width()
 
 
 def parse_size(text: str) -> int:

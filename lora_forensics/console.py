@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -79,7 +80,7 @@ class _BarProgress(_Lines):
 @contextmanager
 def console_progress(enabled: bool) -> Iterator[Progress]:
     """A progress bar on stderr, if that is a terminal; else lines of what takes long."""
-    if not enabled or not sys.stderr.isatty():
+    if not enabled or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield _Lines() if enabled else Progress()
         return
     from rich.console import Console
@@ -98,5 +99,15 @@ def console_progress(enabled: bool) -> Iterator[Progress]:
 
 
 def use_color() -> bool:
-    """Whether stdout is a terminal that wants colour (https://no-color.org)."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    """Whether stdout wants colour: NO_COLOR, then FORCE_COLOR, then whether it is a terminal (https://no-color.org)."""
+    if os.environ.get("NO_COLOR"):
+        return False
+    forced = os.environ.get("FORCE_COLOR")
+    if forced:
+        return forced != "0"
+    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def terminal_width() -> int:
+    """Cells of a line: as wide as the terminal, within bounds; 80 in a pipe."""
+    return max(40, min(shutil.get_terminal_size((80, 24)).columns, 200))

@@ -20,6 +20,7 @@ from lora_forensics.tensors import SAFETENSORS, TENSOR_FILES
 _STATES = re.compile(r"(optimizer|scheduler|scaler|training_args|rng_state|random_states|ema|trainer|recipe_state)")
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
 _UNSAFE = re.compile(r'[<>:"|?*\\\x00-\x1f\x7f\ud800-\udfff]|[. ]+$')
+_DEVICE = re.compile(r"(?:con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(?: *\..*)?", re.IGNORECASE)
 
 
 def discover_runs(
@@ -158,8 +159,13 @@ def _name(run: Run, root: Path) -> str:
     parts = [part for part in Path(relative).parts if part not in (".", "..")]
     if run.name:
         parts.append(run.name)
-    safe = [_UNSAFE.sub("_", part) or "_" for part in parts] or [_UNSAFE.sub("_", root.resolve().name) or "run"]
-    return "/".join(safe)
+    return "/".join(map(safe_name, parts)) or safe_name(root.resolve().name or "run")
+
+
+def safe_name(part: str) -> str:
+    """A folder's name that every system takes; Windows keeps some for devices, whatever their ending."""
+    safe = _UNSAFE.sub("_", part) or "_"
+    return f"_{safe}" if _DEVICE.fullmatch(safe) else safe
 
 
 def _unique(name: str, taken: set[str]) -> str:

@@ -19,9 +19,12 @@ from lora_forensics.analyses import ANALYSES
 from lora_forensics.base_model import BaseModel, check_hash, find_base
 from lora_forensics.engines import ENGINES, Engine, EngineSettings
 from lora_forensics.errors import BaseModelError, LoraForensicsError, UsageError
+from lora_forensics.inspection.metadata import settings
 from lora_forensics.records import SCHEMA, BaseModelSummary, Finding, Run, RunNotes
 from lora_forensics.remote import listed, place
 from lora_forensics.tables import LAYER_COLUMNS, Measured, Tables, gone
+from lora_forensics.tensors import PICKLES, open_tensors
+from lora_forensics.values import read_object
 
 if TYPE_CHECKING:
     from lora_forensics.estimate import Estimate
@@ -165,6 +168,7 @@ class Measuring:
         if reusable is None:  # no file is left to measure against what is new
             run = self._run = replace(run, checkpoints=tuple(c for c in run.checkpoints if not c.pruned))
         self._fresh = unmeasured(run, reusable)
+        self._settings = reusable.notes.settings if reusable and not self._fresh else _settings(run)
         names = [run.checkpoints[index].name for index in self._fresh]
         self._tables = Tables(run, reusable, set(names))
         self._waiting = dict.fromkeys(names)
@@ -223,6 +227,7 @@ class Measuring:
             base_problem="" if away else self._problem,
             measured_with=self._measured_with,
             pruned=tuple(sorted(self._pruned)),
+            settings=self._settings,
         )
         # a base is read through for its hash when all is measured; the finding is kept with the rows
         extra = [check_hash(frozen, run.base)] if frozen and self._fresh and self.done else []
@@ -274,6 +279,18 @@ def unmeasured(run: Run, known: Measured | None) -> list[int]:
         for index, checkpoint in enumerate(run.checkpoints)
         if not checkpoint.pruned and stored.get(checkpoint.name, ())[:2] != (checkpoint.fingerprint, before[index])
     ]
+
+
+def _settings(run: Run) -> dict[str, str]:
+    """What the last file that is there says of the training, by its header and adapter_config.json alone."""
+    last = next((checkpoint for checkpoint in reversed(run.checkpoints) if not checkpoint.pruned), None)
+    if last is None or last.path.suffix in PICKLES:
+        return {}
+    try:
+        metadata = open_tensors(last.path).metadata
+    except LoraForensicsError:  # told where it is measured
+        return {}
+    return settings(metadata, read_object(last.config) or {} if last.config else {})
 
 
 def resolve_device(name: str) -> str:

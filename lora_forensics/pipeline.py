@@ -17,7 +17,7 @@ from lora_forensics.errors import BaseModelError, LoraForensicsError, UsageError
 from lora_forensics.measure import MeasureOptions, Measuring, measure_one
 from lora_forensics.plots import draw_plots
 from lora_forensics.probed import Probed, load_probed
-from lora_forensics.records import Run, Verdict
+from lora_forensics.records import Gate, Run, Verdict
 from lora_forensics.remote import RemotePath
 from lora_forensics.similarity import AssessOptions
 from lora_forensics.store import assessment_key, load_measured, load_verdict, save_assessment, save_measured
@@ -46,6 +46,9 @@ class ScanOptions:
     """Names in `reports.REPORTS` that are written to OUT."""
     plots: bool = True
     """Draw each run's figures: most of the time that a small run takes. `report` draws them later."""
+    redact: bool = False
+    """Also write the reports without paths and names, to OUT/redacted."""
+    gate: Gate = field(default_factory=Gate)
     measure: MeasureOptions = field(default_factory=MeasureOptions)
     assess: AssessOptions = field(default_factory=AssessOptions)
 

@@ -235,6 +235,8 @@ class RunNotes:
     skipped: tuple[Skipped, ...] = ()
     pruned: tuple[str, ...] = ()
     """Checkpoints whose rows stay though `prune` deleted their files."""
+    settings: dict[str, str] = field(default_factory=dict)
+    """What the last file and adapter_config.json say of the training, for `compare`: 'optimizer' to 'AdamW'."""
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON-ready form."""
@@ -328,6 +330,20 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class Gate:
+    """Which findings fail a pipeline; `gate` judges by it."""
+
+    fail_on: frozenset[str] = frozenset()
+    """Rules, and severities that count together with all above them."""
+    accepted: frozenset[str] = frozenset()
+    """Fingerprints of findings that a baseline accepts."""
+    accepts_all: bool = False
+    """Every finding of today is accepted: a baseline is being written."""
+    names: dict[str, str] = field(default_factory=dict)
+    """Run to the name that it has in fingerprints, where that is another."""
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
     """Everything that one scan has to say; `to_dict` is summary.json."""
 
@@ -337,6 +353,7 @@ class Summary:
     versions: dict[str, str] = field(default_factory=dict)
     folder: Path | None = None
     """OUT, where the runs' tables and plots lie; None if nothing was written."""
+    gate: Gate = Gate()
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON-ready form: contract of summary.json."""

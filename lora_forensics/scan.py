@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,10 +17,12 @@ from typing import get_args
 from lora_forensics.assess import assess, versions
 from lora_forensics.discovery import discover_runs, nothing_found
 from lora_forensics.errors import LoraForensicsError, SeriesError, UsageError
+from lora_forensics.gate import failing
 from lora_forensics.pipeline import ScanOptions, scan_runs
 from lora_forensics.plots import draw_plots, save_plots
 from lora_forensics.probed import load_probed
-from lora_forensics.records import SCHEMA, Run, Severity, Skipped, Summary, Verdict
+from lora_forensics.records import SCHEMA, Gate, Run, Severity, Skipped, Summary, Verdict
+from lora_forensics.redaction import Redaction, redacted
 from lora_forensics.remote import fresh
 from lora_forensics.reports import REPORTS, PagedReport, available
 from lora_forensics.reports.text import count
@@ -36,16 +39,22 @@ from lora_forensics.store import (
     save_runs,
 )
 
+REDACTED = "redacted"
+"""Folder in OUT with the reports that may be shared."""
+
 __all__ = [
+    "REDACTED",
     "Scan",
     "ScanOptions",
     "check_rules",
     "load_summary",
     "locate_run",
     "pick_checkpoint",
+    "present",
     "report",
     "scan",
     "update_summary",
+    "write_redacted",
     "write_reports",
 ]
 
@@ -79,10 +88,16 @@ class Scan:
             return 2, f"{count(len(damaged), 'damaged file')} skipped, first {damaged[0].path}: {damaged[0].reason}"
         if self.failed:
             return 3, unmeasured
-        named = ((v, f) for v in verdicts for f in v.findings if f.rule in wanted or f.severity in wanted)
-        for verdict, finding in named:
+        gate = replace(self.summary.gate, fail_on=self.summary.gate.fail_on | wanted)
+        for verdict, finding in failing(replace(self.summary, gate=gate)):
             return 1, f"{verdict.run}: {finding.rule} ({finding.severity}): {finding.message}"
         return 0, ""
+
+    def redacted(self) -> Scan:
+        """The same without paths and names, for whoever reads the terminal."""
+        hidden = Redaction(self.summary)
+        failed = tuple((hidden.run(name), hidden.text(reason)) for name, reason in self.failed)
+        return replace(self, summary=redacted(self.summary), failed=failed)
 
 
 def check_rules(names: Iterable[str]) -> set[str]:
@@ -98,6 +113,13 @@ def check_rules(names: Iterable[str]) -> set[str]:
         hint = f"did you mean {near[0]}?" if near else f"choose info, warning, error, or from {', '.join(RULES)}"
         raise UsageError(f"no rule or severity is called {min(unknown)!r}", hint)
     return wanted
+
+
+def present(out: Path) -> tuple[str, ...]:
+    """Reports whose files are in OUT; markdown and json always are."""
+    files = {name: REPORTS[name]().filename for name in available()}
+    there = [name for name, file in files.items() if file is not None and (out / file).exists()]
+    return tuple(dict.fromkeys(("markdown", "json", *there)))
 
 
 def scan(paths: Sequence[Path], options: ScanOptions) -> Scan:
@@ -129,8 +151,10 @@ def scan(paths: Sequence[Path], options: ScanOptions) -> Scan:
         known += result.known
         if result.verdict.status == "no_base_model" or (run.checkpoints and result.empty):
             failed.append((run.name, result.verdict.message))
-    summary = Summary(tuple(verdicts), tuple(skipped), versions(), options.out)
+    summary = Summary(tuple(verdicts), tuple(skipped), versions(), options.out, _gate(options, runs, found))
     write_reports(summary, options.reports)
+    if options.redact:
+        write_redacted(summary, options.reports, options.plots)
     return Scan(summary, new, known, tuple(failed))
 
 
@@ -245,9 +269,7 @@ def update_summary(out: Path, verdict: Verdict, names: Iterable[str]) -> None:
     others = [entry for entry in summary.runs if entry.run != verdict.run]
     place = next((at for at, entry in enumerate(summary.runs) if entry.run == verdict.run), len(others))
     others.insert(place, verdict)
-    files = {name: REPORTS[name]().filename for name in available()}
-    there = [name for name, file in files.items() if file is not None and (out / file).exists()]
-    write_reports(replace(summary, runs=tuple(others)), (*names, *there))
+    write_reports(replace(summary, runs=tuple(others)), (*names, *present(out)))
 
 
 def write_reports(summary: Summary, names: Iterable[str]) -> None:
@@ -262,6 +284,32 @@ def write_reports(summary: Summary, names: Iterable[str]) -> None:
             for place, page in rendered.pages(summary):
                 write_text(summary.folder / place, page)
     save_runs(summary.folder, summary.runs)
+
+
+def write_redacted(summary: Summary, names: Iterable[str], plots: bool) -> Summary:
+    """Write reports and figures without paths and names to OUT/redacted; gives the summary as it stands there."""
+    shared = redacted(summary)
+    folder = summary.folder
+    if folder is None:
+        return shared
+    for verdict, label in zip(summary.runs, shared.runs, strict=True) if plots else ():
+        own, stored = folder / verdict.run, load_measured(folder / verdict.run)
+        if stored is not None:
+            series = read_table(own / "series.parquet")
+            save_plots(folder / REDACTED / label.run / "plots", series, stored.layers, stored.checkpoints, label)
+    for name in dict.fromkeys(names):
+        rendered = REPORTS[name]()
+        if rendered.filename is not None and not isinstance(rendered, PagedReport):  # pages hold tables and pictures
+            placed = replace(shared, folder=folder / REDACTED)
+            write_text(folder / REDACTED / rendered.filename, rendered.render(placed))
+    return shared
+
+
+def _gate(options: ScanOptions, runs: Sequence[tuple[Run, Path]], found: Sequence[tuple[Run, Path]]) -> Gate:
+    """The gate, with the names that runs have wherever OUT lies and however often they were moved."""
+    times = Counter(run.name for run, _ in found)
+    names = {run.name: own.name for (run, _), (own, _) in zip(runs, found, strict=True) if times[own.name] == 1}
+    return replace(options.gate, names=names)
 
 
 def _discover(paths: Sequence[Path], options: ScanOptions) -> tuple[list[tuple[Run, Path]], list[Skipped]]:

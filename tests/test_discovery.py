@@ -13,7 +13,7 @@ from image_layouts import LAYOUTS
 from safetensors.torch import save_file
 
 from lora_forensics.checkpoints import TRAINERS
-from lora_forensics.discovery import discover_runs
+from lora_forensics.discovery import discover_runs, safe_name
 from lora_forensics.errors import UsageError
 from lora_forensics.records import Run, Skipped
 
@@ -309,3 +309,22 @@ def test_a_moved_run_is_the_same_run(tmp_path: Path) -> None:
     after = search(tmp_path / "b")[0][0]
     assert [c.name for c in before.checkpoints] == [c.name for c in after.checkpoints]
     assert [c.fingerprint for c in before.checkpoints] == [c.fingerprint for c in after.checkpoints]
+
+
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [
+        ("plain", "plain"),
+        ("a:b|c?", "a_b_c_"),
+        ("ends. ", "ends_"),
+        ("CON", "_CON"),
+        ("nul.v2", "_nul.v2"),
+        ("com1", "_com1"),
+        ("console", "console"),
+        ("\udcff", "_"),
+        ("...", "_"),
+    ],
+)
+def test_names_of_folders_are_names_on_every_system(part: str, expected: str) -> None:
+    """Also on Windows: no signs of paths, no dots at the end, no devices."""
+    assert safe_name(part) == expected

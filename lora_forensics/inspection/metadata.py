@@ -181,6 +181,24 @@ def facts(metadata: Mapping[str, str], config: Mapping[str, Any]) -> tuple[Fact,
     return tuple(Fact(f.topic, f.label, _short(f.value)) for f in found if f.value)
 
 
+_TOLD = {
+    "base": ("family", "resolution", "clip skip"),
+    "network": ("alpha", "dropout", "arguments", "targets", "initialisation", "rsLoRA", "DoRA"),
+    "training": (
+        "optimizer", "learning rate", "denoiser's rate", "text encoder's rate", "schedule", "warm-up steps",
+        "batch size", "gradient accumulation", "precision", "loss", "min SNR gamma", "noise offset", "max norm", "seed",
+    ),
+    "data": ("images", "regularisation images", "sets"),
+}  # fmt: skip
+"""Topic to the facts that hold for a whole run and name nobody."""
+
+
+def settings(metadata: Mapping[str, str], config: Mapping[str, Any]) -> dict[str, str]:
+    """What one file says of its whole training: 'optimizer' to 'AdamW'."""
+    found = facts(metadata, config)
+    return {fact.label: fact.value for fact in found if fact.label in _TOLD.get(fact.topic, ())}
+
+
 def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[Changed, ...]:
     """Keys whose values differ or that only one has."""
     keys = [*first, *(key for key in second if key not in first)]

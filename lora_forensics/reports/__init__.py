@@ -8,10 +8,13 @@ from __future__ import annotations
 from contextlib import suppress
 
 from lora_forensics.errors import UsageError
+from lora_forensics.reports.github import GitHubReport
 from lora_forensics.reports.html import HtmlReport
 from lora_forensics.reports.interface import PagedReport, Report
 from lora_forensics.reports.json import JsonReport, to_json
+from lora_forensics.reports.junit import JUnitReport
 from lora_forensics.reports.markdown import MarkdownReport
+from lora_forensics.reports.sarif import SarifReport
 from lora_forensics.reports.terminal import TerminalReport
 
 REPORTS: dict[str, type[Report]] = {
@@ -19,6 +22,9 @@ REPORTS: dict[str, type[Report]] = {
     "markdown": MarkdownReport,
     "json": JsonReport,
     "html": HtmlReport,
+    "github": GitHubReport,
+    "junit": JUnitReport,
+    "sarif": SarifReport,
 }
 """Every report by its name in `--report`; first line = what a person sees."""
 
@@ -37,11 +43,14 @@ def available() -> tuple[str, ...]:
 
 __all__ = [
     "REPORTS",
+    "GitHubReport",
     "HtmlReport",
+    "JUnitReport",
     "JsonReport",
     "MarkdownReport",
     "PagedReport",
     "Report",
+    "SarifReport",
     "TerminalReport",
     "available",
     "to_json",

@@ -78,6 +78,7 @@ class TestTerminal:
             ("terminal.txt", TerminalReport()),
             ("terminal_verbose.txt", TerminalReport(verbose=True)),
             ("terminal_narrow.txt", TerminalReport(width=60)),
+            ("terminal_wide.txt", TerminalReport(width=200)),
             ("terminal_color.txt", TerminalReport(color=True)),
         ],
     )

@@ -1,0 +1,106 @@
+"""junit.xml: a test suite a run, a test case a finding, for the test panels of CI servers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from lora_forensics.errors import UsageError
+from lora_forensics.gate import accepted, counts, fingerprints
+from lora_forensics.records import Skipped, Summary, Verdict
+from lora_forensics.reports import text
+
+if TYPE_CHECKING:
+    from junitparser import TestCase, TestSuite
+
+_UNSAID = frozenset({"error"})
+"""What fails where no `--fail-on` says it."""
+
+
+class JUnitReport:
+    """The first case of a run is its verdict; a finding fails where `--fail-on` names it, and passes otherwise.
+
+    Without `--fail-on`, errors fail. A run without a base model is an error; a finding of the baseline and a file that
+    was skipped are skipped cases.
+
+    Raises:
+        UsageError: junitparser is missing.
+    """
+
+    filename: str | None = "junit.xml"
+
+    def render(self, summary: Summary) -> str:
+        """The document."""
+        try:
+            from junitparser import JUnitXml
+        except ImportError as error:
+            raise UsageError(
+                "the junit report needs junitparser", "install it: pip install 'lora-forensics[ci]'"
+            ) from error
+
+        document: Any = JUnitXml("lora-forensics")
+        for verdict in summary.runs:
+            document.add_testsuite(_suite(verdict, summary))
+        if skipped := _skipped(summary.skipped):
+            document.add_testsuite(_closed("files of no run", skipped))
+        document.update_statistics()
+        written: bytes = document.tostring()
+        return written.decode("utf-8").rstrip() + "\n"
+
+
+def _suite(verdict: Verdict, summary: Summary) -> TestSuite:
+    name = text.plain(verdict.run) or "."
+    cases = [_verdict(verdict, name)]
+    for finding, fingerprint in fingerprints(verdict, summary.gate):
+        said = f"{finding.severity}: {finding.message}"
+        case = _case(finding.rule, name, said)
+        if accepted(fingerprint, summary.gate):
+            case.result = [_result("Skipped", "accepted by the baseline")]
+        elif counts(finding, summary.gate.fail_on or _UNSAID):
+            case.result = [_result("Failure", finding.message, finding.severity, finding.hint)]
+        cases.append(case)
+    return _closed(name, cases + _skipped(verdict.skipped))
+
+
+def _verdict(verdict: Verdict, name: str) -> TestCase:
+    kept = f"{text.plain(verdict.keep.checkpoint)}: " if verdict.keep else ""
+    status = text.STATUS.get(verdict.status, text.plain(verdict.status))
+    case = _case("verdict", name, f"{kept}{text.why(verdict)}\n{status}: {text.headline(verdict)}")
+    if verdict.status == "no_base_model":
+        case.result = [_result("Error", text.headline(verdict), verdict.status)]
+    return case
+
+
+def _skipped(skipped: Iterable[Skipped]) -> list[TestCase]:
+    cases = []
+    for entry in skipped:
+        if not entry.expected:
+            cases.append(_case(entry.path.as_posix(), "skipped files"))
+            cases[-1].result = [_result("Skipped", entry.reason)]
+    return cases
+
+
+def _case(name: str, suite: str, said: str = "") -> TestCase:
+    from junitparser import TestCase
+
+    case = TestCase(text.plain(name), suite, 0)
+    if said:
+        case.system_out = "\n".join(map(text.plain, said.splitlines()))
+    return case
+
+
+def _result(kind: str, message: str, sort: str = "", details: str = "") -> Any:
+    import junitparser
+
+    result = getattr(junitparser, kind)(text.plain(message), text.plain(sort) or None)
+    if details:
+        result.text = text.plain(details)
+    return result
+
+
+def _closed(name: str, cases: list[TestCase]) -> TestSuite:
+    from junitparser import TestSuite
+
+    suite = TestSuite(name)
+    suite.add_testcases(cases)
+    return suite

@@ -1,0 +1,108 @@
+"""results.sarif: findings as SARIF 2.1.0 (OASIS), for code scanning and editors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path, PurePath
+from typing import Any
+from urllib.parse import quote
+
+from lora_forensics.gate import accepted, fingerprints
+from lora_forensics.records import Finding, Gate, Summary, Verdict
+from lora_forensics.reports import text
+from lora_forensics.reports.json import to_json
+from lora_forensics.rules import RULES
+
+_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
+_LEVELS = {"error": "error", "warning": "warning", "info": "note"}
+
+
+class SarifReport:
+    """One result a finding, in the folder of its run; skipped files are notifications, verdicts are properties.
+
+    Folders below the working directory, in CI the checkout, are given relative to it.
+    """
+
+    filename: str | None = "results.sarif"
+
+    def render(self, summary: Summary) -> str:
+        """The document, indented."""
+        found = [(verdict, *pair) for verdict in summary.runs for pair in fingerprints(verdict, summary.gate)]
+        rules = sorted({finding.rule for _, finding, _ in found})
+        results = [_result(*entry, rules, summary.gate) for entry in found]
+        driver: dict[str, Any] = {"name": "lora-forensics", "rules": [_rule(rule) for rule in rules]}
+        if version := summary.versions.get("lora-forensics"):
+            driver["semanticVersion"] = version
+        run = {
+            "tool": {"driver": driver},
+            "columnKind": "utf16CodeUnits",
+            "invocations": [{"executionSuccessful": True, "toolExecutionNotifications": [*_notifications(summary)]}],
+            "results": results,
+            "properties": {"verdicts": [_verdict(verdict) for verdict in summary.runs]},
+        }
+        return to_json({"$schema": _SCHEMA, "version": "2.1.0", "runs": [run]})
+
+
+def _rule(rule: str) -> dict[str, Any]:
+    about = RULES.get(rule, "a finding of another version")
+    return {
+        "id": text.plain(rule),
+        "shortDescription": {"text": about},
+        "help": {"text": f"{about}. Each result says what to do about it; `lora-forensics rules` lists all rules."},
+    }
+
+
+def _result(verdict: Verdict, finding: Finding, fingerprint: str, rules: list[str], gate: Gate) -> dict[str, Any]:
+    parts = (finding.message, finding.hint)
+    result = {
+        "ruleId": text.plain(finding.rule),
+        "ruleIndex": rules.index(finding.rule),
+        "level": _LEVELS.get(finding.severity, "warning"),
+        "message": {"text": ". ".join(_message(part) for part in (f"{verdict.run}: {parts[0]}", parts[1]) if part)},
+        "locations": _locations(verdict.path, "/"),
+        "partialFingerprints": {"loraForensicsFinding/v1": fingerprint},
+    }
+    if accepted(fingerprint, gate):
+        result["suppressions"] = [{"kind": "external", "justification": "accepted by the baseline"}]
+    return result
+
+
+def _notifications(summary: Summary) -> Iterator[dict[str, Any]]:
+    for entry in text.all_skipped(summary):
+        if entry.expected:
+            continue
+        yield {
+            "level": "warning",
+            "message": {"text": _message(f"skipped: {entry.reason or 'no reason given'}")},
+            "locations": _locations(entry.path.as_posix()),
+        }
+
+
+def _verdict(verdict: Verdict) -> dict[str, Any]:
+    keep = text.plain(verdict.keep.checkpoint) if verdict.keep else None
+    said = {"run": verdict.run, "status": verdict.status, "why": text.why(verdict), "message": verdict.message}
+    return {**{name: text.plain(value) for name, value in said.items()}, "keep": keep}
+
+
+def _locations(path: str | None, end: str = "") -> list[dict[str, Any]]:
+    if path is None:
+        return []
+    return [{"physicalLocation": {"artifactLocation": {"uri": uri(path, Path.cwd()) + end}}}]
+
+
+def uri(path: str, root: PurePath) -> str:
+    """A path as a URI: relative to `root` where it lies below, else absolute; URLs stay."""
+    if "://" in path:
+        return quote(path, safe="/:", errors="surrogateescape")
+    place = type(root)(path)
+    if place.is_relative_to(root):
+        place = place.relative_to(root)
+    if not place.is_absolute():
+        return quote(place.as_posix(), errors="surrogateescape")
+    return "file:///" + quote(place.as_posix().lstrip("/"), safe="/:", errors="surrogateescape")
+
+
+def _message(data: str) -> str:
+    """Plain text as SARIF's messages spell it: no links, no placeholders."""
+    spelt = text.plain(data).replace("{", "{{").replace("}", "}}")
+    return spelt.replace("[", "\\[").replace("]", "\\]")

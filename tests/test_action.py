@@ -1,0 +1,131 @@
+"""The GitHub action and the pre-commit hook: the same steps, run here as the runner would run them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from cli_runs import base_model, checkpoint, project
+from test_cli import LOSSES, REPOSITORY, call
+
+ACTION = yaml.safe_load((REPOSITORY / "action.yml").read_text("utf-8"))
+HOOKS = yaml.safe_load((REPOSITORY / ".pre-commit-hooks.yaml").read_text("utf-8"))
+BASH = ["bash", "--noprofile", "--norc", "-eo", "pipefail"]
+"""How the runner calls `shell: bash`."""
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs bash")
+
+
+def step(name: str, folder: Path, **inputs: str) -> tuple[subprocess.CompletedProcess[str], dict[str, str], str]:
+    """Run a step with these inputs; gives what it printed, its outputs, and the job's summary."""
+    (found,) = [entry for entry in ACTION["runs"]["steps"] if entry["name"] == name]
+    known = {key: value.get("default", "") for key, value in ACTION["inputs"].items()} | inputs
+    variables = {
+        variable: re.sub(r"\$\{\{ inputs\.([\w-]+) \}\}", lambda use: known[use[1]], value)
+        for variable, value in found["env"].items()
+    }
+    output, summary, script = (folder / f"{part}.{name}" for part in ("output", "summary", "script"))
+    script.write_text(found["run"], "utf-8")
+    output.write_text("")
+    summary.write_text("")
+    tools = folder / "bin"
+    tools.mkdir(exist_ok=True)
+    for tool, arguments in (("python", ""), ("lora-forensics", "-m lora_forensics")):
+        (tools / tool).write_text(f'#!/bin/sh\nexec "{sys.executable}" {arguments} "$@"\n', "utf-8")
+        (tools / tool).chmod(0o755)
+    environment = {
+        **os.environ,
+        **variables,
+        "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(REPOSITORY),
+        "GITHUB_OUTPUT": str(output),
+        "GITHUB_STEP_SUMMARY": str(summary),
+    }
+    done = subprocess.run([*BASH, str(script)], cwd=folder, env=environment, capture_output=True, text=True)
+    told = re.findall(r"^(\w+)<<(\w+)\n(.*?)\n\2$", output.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    outputs = {key: value for key, _, value in told}
+    return done, outputs, summary.read_text("utf-8")
+
+
+def test_no_input_is_read_by_the_shell() -> None:
+    """Inputs reach scripts as variables; a script holds no expression that the runner fills in."""
+    for entry in ACTION["runs"]["steps"]:
+        assert "${{" not in entry["run"]
+        assert entry["shell"] == "bash"
+    assert set(ACTION["outputs"]) == {"keep", "status", "report"}
+
+
+def test_the_action_answers(tmp_path: Path) -> None:
+    """Outputs, summary and annotations of two runs; odd names are arguments and nothing else."""
+    odd = "a $(touch pwned) `touch pwned`;"
+    project(tmp_path / odd, ["a", "::error::b"], losses=LOSSES)
+    done, outputs, summary = step("Scan", tmp_path, runs=f"{odd}\n", out="the out", args="--no-plots\r\n-v")
+    assert done.returncode == 0, done.stderr
+    kept = outputs["keep"].splitlines()
+    assert len(kept) == 2
+    assert all(Path(path).is_file() for path in kept)
+    verdicts = json.loads((tmp_path / "the out" / "summary.json").read_text("utf-8"))["runs"]
+    assert outputs["status"].splitlines() == [verdict["status"] for verdict in verdicts]
+    assert outputs["report"] == "the out"
+    assert {"junit.xml", "results.sarif", "summary.json"} <= {path.name for path in (tmp_path / "the out").iterdir()}
+    assert summary.startswith("# Which checkpoint to keep")
+    assert "![" not in summary
+    assert not (tmp_path / "pwned").exists()
+    lines = done.stdout.splitlines()
+    (stop,) = [at for at, line in enumerate(lines) if line.startswith("::stop-commands::")]
+    end = lines.index(f"::{lines[stop].removeprefix('::stop-commands::')}::")
+    assert any("checkpoint-50" in line for line in lines[stop:end])
+    assert any(line.startswith("::warning ") and "last-is-past" in line for line in lines[end:])
+
+
+def test_the_action_fails_as_asked(tmp_path: Path) -> None:
+    """The exit code is the scan's; with findings there are reports, with --redact those to share, else none."""
+    project(tmp_path / "runs", losses=LOSSES)
+    done, outputs, summary = step(
+        "Scan", tmp_path, runs="runs", args="--no-plots\n--redact", **{"fail-on": "nonfinite\nwarning"}
+    )
+    assert done.returncode == 1
+    assert outputs["report"] == "forensics/redacted"
+    assert summary
+    assert "runs/run" not in summary + done.stdout
+    done, outputs, summary = step("Scan", tmp_path, runs="nowhere")
+    assert (done.returncode, outputs, summary) == (2, {}, "")
+    assert "nowhere does not exist" in done.stderr
+
+
+def test_the_action_installs_itself_or_a_release(tmp_path: Path) -> None:
+    """What is given to pip: the action's own folder, or the version that was asked for."""
+    (found,) = [entry for entry in ACTION["runs"]["steps"] if entry["name"] == "Install"]
+    (tmp_path / "python").write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n", "utf-8")
+    (tmp_path / "python").chmod(0o755)
+    for version, expected in (("", "/the action[ci]"), ("1.2.3; x", "lora-forensics[ci]==1.2.3; x")):
+        environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "VERSION": version, "SOURCE": "/the action"}
+        done = subprocess.run([*BASH, "-c", found["run"]], env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines()[-1] == expected
+
+
+def test_the_hook_finds_damaged_adapters(tmp_path: Path) -> None:
+    """Its entry takes the changed files: sound adapters and base models pass, damaged and dead ones do not."""
+    (hook,) = HOOKS
+    command, *arguments = shlex.split(hook["entry"])
+    assert command == "lora-forensics"
+    sound = checkpoint(tmp_path / "sound", 10)
+    base = base_model(tmp_path / "base.safetensors")
+    assert re.search(hook["files"], base.name)
+    result = call(*arguments, sound, base)
+    assert (result.exit_code, result.stdout) == (0, "")
+    cut, still = checkpoint(tmp_path / "cut", 10), checkpoint(tmp_path / "still", 0)
+    cut.write_bytes(cut.read_bytes()[:-4])
+    result = call(*arguments, sound, cut, still, base)
+    assert result.exit_code == 1
+    assert re.search(r"cut/adapter_model\.safetensors: .*truncated", result.stdout)
+    assert re.search(r"still/adapter_model\.safetensors: error: zero-change: ", result.stdout)
+    assert "sound" not in result.stdout
+    assert call("check", still, "--fail-on", "nonfinite").exit_code == 0

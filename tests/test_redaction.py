@@ -1,0 +1,126 @@
+"""`--redact`: what is planted comes out of no report, and what a reader needs stays."""
+
+from __future__ import annotations
+
+import platform
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cli_runs import base_model, checkpoint, peft_run
+from click.testing import Result
+from test_cli import LOSSES, call
+
+from lora_forensics.records import Finding, Summary, Verdict
+from lora_forensics.redaction import Redaction, label, redacted
+from lora_forensics.reports import REPORTS
+
+SECRETS = ("janedoe", "Jane Doe", "gpu-of-jane", "holiday", "portrait of", "hush", "/home/", "private base")
+REPORTED = [argument for name in REPORTS for argument in ("--report", name)]
+
+
+def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[Result]]:
+    """Runs with secrets in every place that a person names, their scan with --redact, and what was printed."""
+    home = tmp_path / "home" / "janedoe"
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("LOGNAME", "janedoe")
+    monkeypatch.setattr(platform, "node", lambda: "gpu-of-jane.local")
+    runs = home / "Jane Doe holiday"
+    base_model(runs / "private base.safetensors")
+    peft_run(runs / "hush_v2", base="../private base.safetensors", losses=LOSSES)
+    peft_run(runs / "other holiday", base="/home/janedoe/gone/hush base.safetensors")
+    (runs / "portrait of Jane Doe.safetensors").write_bytes(b"half a file")
+    saved = runs / "hush_v2" / "checkpoint-70" / "adapter_model.safetensors"
+    saved.write_bytes(saved.read_bytes()[:-9])
+    checkpoint(runs / "hush_v2", 120, "../private base.safetensors")
+    monkeypatch.chdir(runs)
+    out = home / "out of janedoe"
+    score = f"'{sys.executable}' -c 'print(1.5)' {{checkpoint}} --prompt 'portrait of janedoe'"
+    probed = call("probe", runs / "hush_v2", "--out", out, "--score", score, "--evaluations", "2")
+    assert probed.exit_code == 0, probed.output
+    printed = [
+        call("scan", runs, "--out", out, "--redact", *REPORTED),
+        call("scan", runs, "--out", out, "--redact", "--strict", "-q"),
+        call("scan", runs, "--out", out, "--redact", "--json"),
+        call("report", out, "--redact", "-v", *REPORTED),
+    ]
+    return out, printed
+
+
+def test_nothing_planted_comes_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither on the terminal nor in any file to share, names included; what a reader needs is there."""
+    out, printed = planted(tmp_path, monkeypatch)
+    shared = out / "redacted"
+    files = [path for path in shared.rglob("*") if path.is_file()]
+    assert {REPORTS[name]().filename for name in REPORTS} - {None} <= {path.name for path in files}
+    assert {path.suffix for path in files if path.parent.name == "plots"} == {".png", ".svg"}
+    texts = {str(path.relative_to(shared)): path.read_bytes().decode("utf-8", "replace") for path in files}
+    texts |= {str(number): result.output for number, result in enumerate(printed)}
+    for name, text in texts.items():
+        for secret in SECRETS:
+            assert secret.lower() not in f"{name}\n{text}".lower(), (name, secret)
+    page = (shared / "summary.md").read_text("utf-8")
+    for part in ("peft, lora rank 2", label("run", "hush_v2"), "truncated", "Probe", "a command"):
+        assert part in page, part
+    assert re.search(r"step-\d+\.safetensors", page)
+    assert [result.exit_code for result in printed] == [3, 2, 3, 0]
+    assert label("run", "hush_v2") in printed[0].stdout
+    assert "hush_v2" in (out / "summary.json").read_text("utf-8")  # the scan itself keeps its names
+
+
+@pytest.mark.parametrize(
+    ("sentence", "expected"),
+    [
+        ("the base /srv/x/y.safetensors is gone", "the base <path> is gone"),
+        (r"C:\Users\Ann\x.pt is not there", "<path> is not there"),
+        (r"\\server\share\x is away", "<path> is away"),
+        ("see ~/lora/x and ../y and a/b/c", "see <path> and <path> and <path>"),
+        ("give ann/my-model with --base", "give <path> with --base"),
+        ("logged in 'portrait of ann' twice", "logged in '<text>' twice"),
+        ("the run's log and the trainer's", "the run's log and the trainer's"),
+        ("write ann@example.org or https://x.org/?token=1", "write <path> or <path>"),
+        ("x-step00000400.safetensors = y.pt", "<file> = <file>"),
+        (
+            "set --save_every_n_steps (or --save_last_n_steps/_epochs)",
+            "set --save_every_n_steps (or --save_last_n_steps/_epochs)",
+        ),
+        ("see docs/rules.md", "see docs/rules.md"),
+        ("alpha / rank of 3/4 at step 80", "alpha / rank of 3/4 at step 80"),
+        ("model.layers.0.self_attn.q_proj changes nothing", "model.layers.0.self_attn.q_proj changes nothing"),
+    ],
+)
+def test_sentences(sentence: str, expected: str) -> None:
+    """Paths, files, addresses and quotations go; options, numbers, modules and our own words stay."""
+    assert Redaction(Summary(())).text(sentence) == expected
+
+
+def test_parts_of_known_names_go(verdict_of: Callable[[str], Verdict]) -> None:
+    """A name is known by its parts, also without its number, in any case, inside of longer names."""
+    hidden = Redaction(Summary((verdict_of("ann_smith-v3/output/Ann Smith-000004"),)))
+    assert hidden.text("ann smith and Ann_Smith_x of output 4") == "<name> and <name>_x of output 4"
+
+
+def test_labels_are_stable(verdict_of: Callable[[str], Verdict]) -> None:
+    """The same name has the same label whatever else is there."""
+    alone, beside = (redacted(Summary(tuple(map(verdict_of, names)))) for names in (["x"], ["y", "x"]))
+    assert alone.runs[0].run == beside.runs[1].run == label("run", "x")
+    assert alone.runs[0].path is None
+
+
+@pytest.fixture
+def verdict_of() -> Callable[[str], Verdict]:
+    """Makes a small verdict for a name."""
+    from tables import layers_of
+
+    from lora_forensics.assess import assess_run
+
+    def make(name: str) -> Verdict:
+        from dataclasses import replace
+
+        return replace(
+            assess_run(layers_of({"m": [0.1, 0.2]})), run=name, findings=(Finding("x", "info", "x"),), path="/a/b"
+        )
+
+    return make

@@ -270,6 +270,21 @@ def test_the_course_is_that_of_the_dense_changes(tmp_path: Path) -> None:
     ]
 
 
+def test_the_angle_counts_modules_that_were_zero() -> None:
+    """As in a run in which only some modules have B = 0 at the first checkpoint."""
+    layers = pl.DataFrame(
+        {
+            "run": "r", "step": [10, 10, 20, 20], "module": ["a", "b", "a", "b"], "component": "model", "role": "q",
+            "adapter": "lora", "delta_norm": [2.0, 0.0, 3.0, 4.0], "rotation": [None, None, 0.0, math.nan],
+            "step_size": [None, None, 1.0, 4.0],
+        },
+        schema_overrides={"rotation": pl.Float64, "step_size": pl.Float64},
+    )  # fmt: skip
+    places = pl.DataFrame({"step": [10, 20]})
+    course = course_of(layers, places, modules_of(layers, places))
+    assert course["angle"].to_list() == [None, pytest.approx(math.degrees(math.acos(3 / 5)))]
+
+
 def test_what_needs_no_base_model_is_told_without_one(tmp_path: Path) -> None:
     """Norms, spectra, rotation and path are the same numbers as with it, in the series and in the tables."""
     written = peft_run(tmp_path)

@@ -71,7 +71,7 @@ def course_of(scope: pl.DataFrame, places: pl.DataFrame, modules: pl.DataFrame) 
     norm, before = pl.col("delta_norm"), pl.col("before")
     rotation = _column(scope, "rotation").fill_nan(None)
     frame = scope.sort("step").with_columns(before=norm.shift().over("module"))
-    both = rotation.is_not_null()
+    both = rotation.is_not_null() | ((norm * before) == 0)  # a module that is zero turns nothing, but has its share
     inner = (norm * before * (1 - rotation)).sum()
     sizes = ((norm.filter(both) ** 2).sum() * (before.filter(both) ** 2).sum()).sqrt()
     totals = frame.group_by("step").agg(

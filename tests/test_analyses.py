@@ -23,7 +23,7 @@ from lora_forensics.errors import UsageError
 from lora_forensics.evidence import movement
 from lora_forensics.measure import Measured, MeasureOptions, measure_run
 from lora_forensics.metrics import METRICS
-from lora_forensics.moments import GivenChange, LowRankChange, ScaledChange, Weight
+from lora_forensics.moments import DenseScaledChange, GivenChange, LowRankChange, ScaledChange, Weight
 
 METRIC = {metric.column.name: metric.compute for metric in METRICS}
 ALL = ("columns", "intruders", "subspace")
@@ -181,6 +181,23 @@ def test_scales_and_sparse_changes_are_described() -> None:
     assert METRIC["changed_share"](sparse).tolist() == [0, 6 / 30]
 
 
+def test_magnitudes_around_a_change_that_is_formed_as_a_matrix_have_scales_too() -> None:
+    """By rows and by columns; of a broken checkpoint they are NaN, and a predecessor is none of them."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(6, 5, generator=generator).double()
+    deltas = 0.1 * torch.randn(4, 6, 5, generator=generator).double()
+    read = Weight(6, 5, lambda a, b: weight[a:b])
+    for axis, size in ((1, 6), (0, 5)):
+        magnitudes = 2 + torch.rand(4, size, generator=generator).double()
+        expected = (magnitudes / (weight + deltas).norm(dim=axis + 1))[1:]
+        magnitudes[2, 0] = math.nan
+        change = DenseScaledChange(magnitudes, axis == 0, 1, GivenChange(deltas, 1))
+        found = METRIC["scale_mean"](change.moments(read, torch.device("cpu")))
+        assert found.isnan().tolist() == [False, True, False]
+        torch.testing.assert_close(found[[0, 2]], expected.mean(dim=1)[[0, 2]])
+        assert "scales" not in change.moments(None, torch.device("cpu")).known
+
+
 def merged_run(folder: Path, segments: int, each: int, redraw: bool) -> Path:
     """A kohya run whose adapter is merged away and begun anew after every `each` checkpoints."""
     folder.mkdir()
@@ -251,6 +268,21 @@ def test_the_course_is_that_of_the_dense_changes(tmp_path: Path) -> None:
         "magnitude_direction",
         "directness",
     ]
+
+
+def test_the_angle_counts_modules_that_were_zero() -> None:
+    """As in a run in which only some modules have B = 0 at the first checkpoint."""
+    layers = pl.DataFrame(
+        {
+            "run": "r", "step": [10, 10, 20, 20], "module": ["a", "b", "a", "b"], "component": "model", "role": "q",
+            "adapter": "lora", "delta_norm": [2.0, 0.0, 3.0, 4.0], "rotation": [None, None, 0.0, math.nan],
+            "step_size": [None, None, 1.0, 4.0],
+        },
+        schema_overrides={"rotation": pl.Float64, "step_size": pl.Float64},
+    )  # fmt: skip
+    places = pl.DataFrame({"step": [10, 20]})
+    course = course_of(layers, places, modules_of(layers, places))
+    assert course["angle"].to_list() == [None, pytest.approx(math.degrees(math.acos(3 / 5)))]
 
 
 def test_what_needs_no_base_model_is_told_without_one(tmp_path: Path) -> None:

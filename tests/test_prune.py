@@ -305,6 +305,27 @@ def test_an_interrupted_pruning_is_known(run: Path, tmp_path: Path, monkeypatch:
     assert {entry["file"] for entry in log if not (run / entry["file"]).exists()} == {entry["file"] for entry in log}
 
 
+def test_what_only_training_states_are_left_of_is_finished(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed when all adapters were gone: the next pruning deletes the rest and says what it was."""
+    plan = plan_pruning(run, ScanOptions(out=tmp_path / "out"), PruneOptions(min_age=0, whole_folders=True))
+    unlink = Path.unlink
+
+    def dying(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "trainer_state.json":
+            raise Killed
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", dying)
+    with pytest.raises(Killed):
+        delete(plan)
+    monkeypatch.undo()
+    result = pruned(run, "--delete", "--whole-folders")
+    assert (result.exit_code, "what an interrupted pruning left" in result.stdout) == (0, True), result.output
+    assert {int(path.name.rpartition("-")[2]) for path in run.glob("checkpoint-*")} == set(left(run))
+
+
 def test_without_a_log_nothing_is_deleted(run: Path, tmp_path: Path) -> None:
     """The place of the log is taken by a folder."""
     plan = plan_pruning(run, ScanOptions(out=tmp_path / "out"), OLD)

@@ -16,9 +16,8 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from lora_forensics.adapters import KINDS
 from lora_forensics.metrics import METRICS
-from lora_forensics.moments import Weight
+from lora_forensics.moments import LowRankChange, Weight
 
 Floats = NDArray[np.float64]
 
@@ -57,15 +56,16 @@ def _compute(path: Path, setting: dict[str, Any]) -> dict[str, Floats]:
     names = sorted({key.split("|")[0] for key in tensors})
     count = len(tensors[f"{names[0]}|A"])
     scale = torch.full((count,), setting["alpha"] / setting["rank"], dtype=torch.float64)
-    columns: dict[str, list[Floats]] = {metric.column.name: [] for metric in METRICS}
+    columns: dict[str, list[Floats]] = {}
     gram, gram_up, rows = np.zeros((count, count)), np.zeros((count, count)), 0
     for name in names:
         down, up, frozen = (tensors[f"{name}|{part}"] for part in "ABW")
         weight = frozen.flatten(1)
-        change = KINDS["lora"].change({"down": down, "up": up}, scale, 0)
+        change = LowRankChange(down.flatten(2), up.flatten(2), scale)
         batch = change.moments(Weight(*weight.shape, lambda a, b, w=weight: w[a:b]), torch.device("cpu"))
         for metric in METRICS:
-            columns[metric.column.name].append(metric.compute(batch).double().numpy())
+            if metric.needs <= batch.known:
+                columns.setdefault(metric.column.name, []).append(metric.compute(batch).double().numpy())
         dense = (scale[0] * (up.flatten(2).double() @ down.flatten(2).double())).flatten(1)
         gram += (dense @ dense.T).numpy()
         flat = up.flatten(1).double()

@@ -58,6 +58,9 @@ def settings_with_ranks(values: Mapping[str, Any], scales: Scales) -> dict[str, 
     root = math.sqrt if values.get("use_rslora") else float
     wanted = {name.removeprefix(_PREFIX): (rank, _whole(scale * root(rank))) for name, (rank, scale) in scales.items()}
     ((rank, alpha), _) = Counter(wanted.values()).most_common(1)[0]
+    # peft takes a pattern for the end of a name: one that is the end of another has to say where it begins
+    ends = {name[at + 1 :] for name in wanted for at, letter in enumerate(name) if letter == "."}
+    wanted = {f"^{name}" if name in ends else name: known for name, known in wanted.items()}
     return {
         **values,
         "r": rank,

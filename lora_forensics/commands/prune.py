@@ -87,7 +87,9 @@ def _plan_text(plan: Plan, verbose: bool) -> str:
     lines += [f"  delete  {plain(name)}" for name in names]
     if plan.files:
         steps = [checkpoint.step for checkpoint in plan.checkpoints]
-        many = f"{count(len(steps), 'checkpoint')}, {plan.run.step_unit}s {steps[0]} to {steps[-1]}"
+        many = "what an interrupted pruning left"
+        if steps:
+            many = f"{count(len(steps), 'checkpoint')}, {plan.run.step_unit}s {steps[0]} to {steps[-1]}"
         lines.append(f"  delete  {many}: {count(len(plan.files), 'file')}, {size(plan.freed)}")
     if plan.state_bytes:
         lines.append(

@@ -6,6 +6,7 @@ decomposition). Rows: all follows from the row terms of D. Columns: from W * W a
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -23,7 +24,7 @@ from lora_forensics.moments.arithmetic import (
     widened,
 )
 from lora_forensics.moments.dense import DenseChange
-from lora_forensics.moments.interface import FactoredChange, Moments, RowTerms, Weight, assemble, unknown
+from lora_forensics.moments.interface import SCALES, FactoredChange, Moments, RowTerms, Weight, assemble, unknown
 from lora_forensics.moments.kronecker import KroneckerChange
 from lora_forensics.moments.low_rank import LowRankChange
 from lora_forensics.moments.spectra import largest_singular_values
@@ -185,6 +186,16 @@ class DenseScaledChange(DenseChange):
         self._values = values
         self._by_column = by_column
         self._inner = inner
+        self._factors: dict[int, Tensor] = {}
+
+    def moments(self, weight: Weight | None, device: torch.device, spectra: bool = False) -> Moments:
+        """Those of the matrices, with g."""
+        found = super().moments(weight, device, spectra)
+        if weight is None or not self._factors:
+            return found
+        nothing = torch.full_like(next(iter(self._factors.values())), torch.nan)
+        scales = torch.stack([self._factors.get(index, nothing) for index in range(self.lead, self.count)])
+        return replace(found, scales=scales, known=found.known | {SCALES})
 
     def delta(self, index: int, weight: Tensor | None, device: torch.device) -> Tensor:
         """G (W + D) - W."""
@@ -195,6 +206,7 @@ class DenseScaledChange(DenseChange):
         values = widened(self._values)[index].double().to(device)
         norm2 = moved.square().sum(dim=axis).view(len(values), -1).sum(dim=-1)
         g = torch.where(norm2 > 0, values / norm2.sqrt(), 1.0).repeat_interleave(moved.shape[1 - axis] // len(values))
+        self._factors[index] = g.cpu()
         return moved * g.unsqueeze(axis) - weight
 
 

@@ -24,7 +24,7 @@ from lora_forensics.records import Checkpoint
 PLACE = "{checkpoint}"
 _TOLD = 5
 """Last lines of stderr that are told when a command fails."""
-_TAIL = 1 << 16
+_TAIL = 1 << 22
 """Bytes at the end of an output that are looked at."""
 _GRACE = 2.0
 """Seconds between asking a process to end and killing it."""
@@ -80,7 +80,9 @@ class CommandScorer:
             ScoreError: it fails, takes too long, or prints no number.
         """
         # each word is filled by itself and no shell reads it: spaces and quotes in a path stay what they are
-        words = [word.replace(PLACE, str(checkpoint.path)) for word in self._words]
+        path = str(checkpoint.path)
+        path = f".{os.sep}{path}" if path.startswith("-") else path  # else it is read as an option
+        words = [word.replace(PLACE, path) for word in self._words]
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             code = self._run(words, out, err)
             if code is None:
@@ -151,7 +153,7 @@ def _number(out: IO[bytes], err: IO[bytes]) -> Sequence[float]:
         raise ScoreError("printed nothing", _told(err))
     try:
         found = json.loads(lines[-1]) if lines[-1].startswith("[") else float(lines[-1].replace("_", "?"))
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ScoreError(f"its last line is no number: {lines[-1][:80]!r}", _told(err)) from None
     values = found if isinstance(found, list) else [found]
     if not values or any(isinstance(value, bool) or not isinstance(value, (int, float)) for value in values):

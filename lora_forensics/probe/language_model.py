@@ -72,7 +72,7 @@ class LanguageModelScorer:
         model = slot.put(checkpoint)
         try:
             return finite([_loss(model, *tokens) for tokens in self._tokens])
-        except RuntimeError as error:
+        except (RuntimeError, IndexError) as error:  # an index: a token that the model does not have
             raise ScoreError(first_line(error)) from error
 
     def stop(self) -> None:
@@ -85,7 +85,11 @@ class LanguageModelScorer:
             from transformers import AutoConfig
         except ImportError as error:
             raise missing("transformers") from error
-        config = AutoConfig.from_pretrained(self._base, local_files_only=True).get_text_config()
+        try:
+            config = AutoConfig.from_pretrained(self._base, local_files_only=True).get_text_config()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            hint = "score with a command of your own: --score"
+            raise UsageError(f"transformers cannot read {self._base}: {first_line(error)}", hint) from error
         tokenizer = self._tokenizer(config)
         longest = int(getattr(config, "max_position_embeddings", None) or 1 << 20)
         for text in self._texts:

@@ -95,8 +95,7 @@ class _Probing:
         self._options = options
         self._usable = usable
         self._prints = {checkpoint.name: checkpoint.fingerprint for checkpoint in usable}
-        self._probed = load_probed(folder)
-        self._stored = {} if options.again else self._probed.known(self._identity, self._prints)
+        self._stored = {} if options.again else load_probed(folder).known(self._identity, self._prints)
         self._samples = 0
 
     def go(self, candidates: Sequence[int], progress: Progress, name: str) -> None:
@@ -112,8 +111,7 @@ class _Probing:
         if self.losses:
             reasons = {name: error.message for name, error in self.failed}
             asked = Asked(self._identity, self._scorer.what, self._options.maximise, self._prints, reasons)
-            self._probed = replace(self._probed, asked=asked)
-            save_probed(self._folder, self._probed)
+            save_probed(self._folder, replace(load_probed(self._folder), asked=asked))
 
     def _score_all(self, places: Sequence[int], many: int) -> Iterator[tuple[int, Result]]:
         """Results as they come, so that each is kept whatever happens to the others."""
@@ -162,8 +160,7 @@ class _Probing:
             return None
         if not isinstance(found, Score):
             self.new += 1
-            self._probed = self._probed.with_score(score)
-            save_probed(self._folder, self._probed)
+            save_probed(self._folder, load_probed(self._folder).with_score(score))  # another probe may write there, too
         return float(np.mean(row))
 
 

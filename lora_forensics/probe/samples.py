@@ -43,13 +43,13 @@ def read_texts(path: Path) -> list[Text]:
         UsageError: it cannot be read, holds no sample, or a line is none.
     """
     try:
-        content = path.read_text("utf-8")
+        content = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise UsageError(f"--held-out {path} cannot be read: {reason}", "give a .txt or .jsonl file") from error
     if path.suffix.lower() not in TEXTS:
         raise UsageError(f"--held-out {path} is neither .txt nor .jsonl", "see docs/probe.md for what may stand in it")
-    lines = content.splitlines()
+    lines = content.split("\n")  # other ends of a line may stand inside of a JSON text
     samples = list(_objects(path, lines) if path.suffix.lower() == ".jsonl" else _paragraphs(lines))
     if not samples:
         raise UsageError(f"--held-out {path} holds no sample", "a few texts that were not trained on, four or more")
@@ -110,7 +110,7 @@ def read_pictures(folder: Path) -> list[Picture]:
         if path.name in told:
             found.append(Picture(path, told[path.name]))
         elif beside:
-            found.append(Picture(path, beside[0].read_text("utf-8", "replace").strip()))
+            found.append(Picture(path, beside[0].read_text("utf-8-sig", "replace").strip()))
         else:
             without.append(path.name)
     if without:
@@ -126,7 +126,7 @@ def _metadata(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     told = {}
-    for number, line in enumerate(path.read_text("utf-8", "replace").splitlines(), start=1):
+    for number, line in enumerate(path.read_text("utf-8-sig", "replace").split("\n"), start=1):
         if not line.strip():
             continue
         try:

@@ -30,6 +30,7 @@ from safetensors.torch import load_file, save_file
 from lora_forensics import Run, discover_runs
 from lora_forensics.adapters import read_layout, read_settings
 from lora_forensics.average import Average, AverageOptions, average_run
+from lora_forensics.average.saving import settings_with_ranks
 from lora_forensics.cli import main
 from lora_forensics.errors import BaseModelError, CheckpointError, LoraForensicsError, UsageError
 from lora_forensics.pipeline import ScanOptions
@@ -96,6 +97,17 @@ def test_peft_loads_the_mean(tmp_path: Path, config: dict[str, Any], rank: int |
     for name, own in done.errors().items():
         if name.removeprefix("base_model.model.") in true or name in true:
             assert own < 1e-6 if rank in ("full", 40) else own > 1e-6
+
+
+def test_a_rank_of_its_own_is_not_that_of_names_that_end_alike() -> None:
+    """As peft itself reads the patterns."""
+    utils = library("peft.utils.other")
+    scales = {f"base_model.model.{name}": (rank, 2.0) for name, rank in (("lin", 2), ("b.lin", 4), ("b.c", 4))}
+    found = settings_with_ranks({}, scales)
+    for name, (rank, scale) in scales.items():
+        short = name.removeprefix("base_model.model.")
+        known = [found[key].get(utils.get_pattern_key(found[key], short)) for key in ("rank_pattern", "alpha_pattern")]
+        assert (known[0] or found["r"], known[1] or found["lora_alpha"]) == (rank, scale * rank)
 
 
 def test_the_nearest_adapter_of_the_runs_rank(tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ def test_the_last_line_is_a_number_or_a_list(printed: str, score: list[float]) -
         ("print('[]')", "no list of numbers"),
         ("print('[1, \"2\"]')", "no list of numbers"),
         ("print('[true]')", "no list of numbers"),
+        ("print('[' * 100_000)", "no number"),
         ("print('[1, 2')", "no number"),
         ("print('1_0')", "no number"),
         ("import sys; print(1); sys.exit(3)", "ended with code 3"),
@@ -89,6 +90,21 @@ def test_a_path_stays_one_word_whatever_is_in_it(tmp_path: Path) -> None:
     assert list(scorer(python(code)).score(checkpoint(path))) == [5.0]
     inside = f"{shlex.quote(sys.executable)} -c 'import sys; print(len(sys.argv[1]))' --at={{checkpoint}}"
     assert list(scorer(inside).score(checkpoint(path))) == [len(f"--at={path}")]
+
+
+def test_a_long_list_is_read_whole() -> None:
+    """One number for each of many samples makes a line of many bytes."""
+    assert list(scorer(python("print([0.1234567890123456] * 9000)")).score(checkpoint())) == [0.1234567890123456] * 9000
+
+
+def test_a_path_is_no_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run's folder may be called as options are."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "-n").mkdir()
+    code = "import sys, pathlib; print(float(pathlib.Path(sys.argv[1]).is_file() and sys.argv[1][0] != '-'))"
+    file = Path("-n") / "x.safetensors"
+    file.touch()
+    assert list(scorer(python(code)).score(checkpoint(file))) == [1.0]
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from lora_forensics.cli import main
 from lora_forensics.errors import BaseModelError, ScoreError, UsageError
 from lora_forensics.probe.interface import ProbeOptions, ScorerSettings
 from lora_forensics.probe.language_model import LanguageModelScorer
+from lora_forensics.probe.samples import read_texts
 from lora_forensics.records import Run
 
 TEXTS = ["w1 w2 w3 w4 w5 w6", "w7 w8 w9 w10", "w2 w4 w6 w8 w10 w12 w14"]
@@ -203,6 +204,28 @@ def test_a_score_that_is_not_finite_is_none(project: Path, tmp_path: Path) -> No
     save_file({name: tensor * float("nan") for name, tensor in load_file(path).items()}, path)
     with pytest.raises(ScoreError, match="not finite"):
         scorer(project, run=run).score(run.checkpoints[0])
+
+
+def test_a_sample_ends_where_its_line_does(tmp_path: Path) -> None:
+    """As editors on Windows write files, and with separators of lines inside of a JSON text."""
+    path = tmp_path / "t.jsonl"
+    texts = ["w1\u2028w2", "w3\u0085w4"]
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(json.dumps({"text": t}, ensure_ascii=False) for t in texts).encode())
+    assert [entry.text for entry in read_texts(path)] == texts
+    path = tmp_path / "t.txt"
+    path.write_bytes(b"\xef\xbb\xbfw1 w2\r\nw3\r\n\r\nw4")
+    assert [entry.text for entry in read_texts(path)] == ["w1 w2\nw3", "w4"]
+
+
+def test_tokens_that_the_base_does_not_have_are_no_score(project: Path, tmp_path: Path) -> None:
+    """The tokenizer beside the checkpoints may know more than the base."""
+    shutil.copytree(project / "run", tmp_path / "run")
+    tiny_tokenizer(words=500).save_pretrained(tmp_path / "run")
+    texts = tmp_path / "t.txt"
+    texts.write_text("w1 w2 w400")
+    run = run_of(tmp_path / "run")
+    with pytest.raises(ScoreError, match="IndexError"):
+        scorer(project, texts, run).score(run.checkpoints[0])
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from cli_runs import checkpoint, peft_run, project
 from click.testing import CliRunner, Result
 
 from lora_forensics.cli import main
+from lora_forensics.probed import Score, load_probed
 
 SCORER = """
 import json, pathlib, re, sys
@@ -112,6 +113,24 @@ def test_scores_are_remembered(place: Path) -> None:
     assert asked(place)[6:] == first
     probe(place, "--evaluations", "3", mode="samples")
     assert len(asked(place)) == 13
+
+
+def test_another_probe_at_the_same_time_keeps_its_scores(place: Path) -> None:
+    """Both write into one file: what the other has found meanwhile stays."""
+    folder, other = place / "out" / "run", Score("checkpoint-10", "print", "another scorer", 1.5)
+    (place / "beside.py").write_text(
+        "import sys, pathlib\n"
+        "from lora_forensics.probed import Score, load_probed, save_probed\n"
+        "folder = pathlib.Path(sys.argv[2])\n"
+        f"save_probed(folder, load_probed(folder).with_score({other!r}))\n"
+        "print(1)\n"
+    )
+    words = [sys.executable, (place / "beside.py").as_posix(), "{checkpoint}", folder.as_posix()]
+    result = call("probe", place / "runs", "--out", place / "out", "--score", shlex.join(words), "--evaluations", "2")
+    assert result.exit_code == 0, result.output
+    scores = load_probed(folder).scores
+    assert other in scores
+    assert len(scores) == 3
 
 
 def test_a_file_that_changed_is_scored_again(place: Path) -> None:

@@ -29,7 +29,10 @@ _FEWEST = 5
 
 
 def resets(layers: pl.DataFrame) -> list[int]:
-    """Steps at which the adapter starts anew: its changes have shrunk, or its down factors were drawn again."""
+    """Steps at which the adapter starts anew: its changes have shrunk, or its down factors were drawn again.
+
+    Not the last one: a single file that is unlike the others is no series of its own.
+    """
     if "delta_norm" not in layers.columns or layers.is_empty():
         return []
     norm, before, after = pl.col("delta_norm"), pl.col("before"), pl.col("after")
@@ -44,7 +47,7 @@ def resets(layers: pl.DataFrame) -> list[int]:
     redrawn = (norm > 0) & (pl.col("turned").fill_nan(None) > REDRAWN)
     new = ((norm <= FELL * before) & goes_on).fill_null(value=False) | redrawn.fill_null(value=False)
     share = frame.group_by("step").agg(new.mean().alias("share"))
-    return share.filter(pl.col("share") >= MOST)["step"].sort().to_list()
+    return share.filter((pl.col("share") >= MOST) & (pl.col("step") < layers["step"].max()))["step"].sort().to_list()
 
 
 def reset_findings(steps: list[int], unit: str) -> list[Finding]:

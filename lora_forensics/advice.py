@@ -52,7 +52,8 @@ def _what_is_zero(layers: pl.DataFrame, steps: list[int]) -> str:
     if not {"up_norm", "down_norm"} <= set(layers.columns) or still["down_norm"].fill_nan(None).null_count():
         return "every change of a weight is zero"
     which = "all B are zero" if still["down_norm"].min() else "A and B are zero, not B alone"
-    share = still["zero_share"].mean() if "zero_share" in layers.columns else None
+    shares = still["zero_share"].drop_nulls().to_list() if "zero_share" in layers.columns else []
+    share = sum(shares) / len(shares) if shares else 0.0
     flushed = f"; {share:.0%} of the other numbers are too, in a type that rounds small ones to 0" if share else ""
     return f"{which}{flushed}"
 

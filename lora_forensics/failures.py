@@ -29,9 +29,7 @@ class Failure:
 
 
 FAILURES: tuple[Failure, ...] = (
-    Failure(
-        "pick the epoch for me", ("kohya-ss/sd-scripts#193", "hiyouga/LlamaFactory#2062"), (), "the verdict itself"
-    ),
+    Failure("which epoch is it?", ("kohya-ss/sd-scripts#193", "hiyouga/LlamaFactory#2062"), (), "the verdict itself"),
     Failure(
         "stop early; the final file is the last, not the best",
         ("bmaltais/kohya_ss#1593", "ml-explore/mlx-lm!331"),
@@ -67,7 +65,7 @@ FAILURES: tuple[Failure, ...] = (
         ("zero-change", "dead-modules", "checkpoint-undefined"),
     ),
     Failure(
-        "files of 443 or 888 bytes (ZeRO-3)",
+        "443 or 888 bytes (ZeRO-3)",
         ("huggingface/transformers#24551", "artidoro/qlora!44"),
         ("empty-tensors",),
     ),

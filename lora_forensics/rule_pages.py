@@ -67,9 +67,9 @@ def rules_markdown() -> str:
     lines = [
         "# Rules",
         "",
-        "What a scan may find, one heading a rule. Made by `lora-forensics rules --markdown` from the table of the code.",
-        "`--fail-on`, `--select` and `--ignore` take a rule, the beginning of one (`base-`), or a severity; severities and",
-        "bounds can be set in a [configuration file](configuration.md). In JSON every finding names its heading here.",
+        "What a scan may find, one heading a rule. Made by `lora-forensics rules --markdown` from the code's table.",
+        "`--fail-on`, `--select` and `--ignore` take a rule, the beginning of one (`base-`), or a severity; severities",
+        "and bounds can be set in a [configuration file](configuration.md). In JSON every finding names its heading.",
         "",
         "| rule | severity | what |",
         "|---|---|---|",

@@ -350,7 +350,7 @@ RULES: dict[str, Rule] = {
     "learning-rate-unknown": Rule(
         "CS-Fluctuation is not divided by the learning rate",
         "info",
-        "It is unknown at some checkpoint, as with optimizers that set their own rate. A constant rate moves no valley.",
+        "It is unknown at some checkpoint, as with optimizers that set their own. A constant rate moves no valley.",
         "Give --learning-rate, or keep the trainer's logs.",
         source=f"{_DEMAND}tdrussell/diffusion-pipe/issues/201",
     ),
@@ -485,6 +485,12 @@ RULES: dict[str, Rule] = {
     ),
 }
 """Id to the rule."""
+
+
+def hint_of(rule: str) -> str:
+    """What to do about it, as the hint of a finding that knows nothing better."""
+    fix = RULES[rule].fix
+    return f"{fix[0].lower()}{fix[1:].rstrip('.')}"
 
 
 def anchor(rule: str) -> str:

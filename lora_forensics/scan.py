@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lora_forensics.assess import assess, versions
@@ -62,7 +62,7 @@ class Scan:
     """Checkpoints that had been measured before."""
     failed: tuple[tuple[str, str], ...]
     """Runs that could not be measured or assessed, and why."""
-    selection: Selection = Selection()
+    selection: Selection = field(default_factory=Selection)
     """Which findings count; those of the summary are chosen already."""
 
     def outcome(self, fail_on: Iterable[str] = (), strict: bool = False) -> tuple[int, str]:

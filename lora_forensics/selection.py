@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from lora_forensics.records import Finding, Severity, Skipped, Summary, Verdict
-from lora_forensics.rules import RULES, matching, rule_of
+from lora_forensics.records import Finding, Skipped, Summary, Verdict
+from lora_forensics.rules import RULES, Severity, matching, rule_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import Any
 
 from lora_forensics.errors import UsageError
 from lora_forensics.remote import is_url
-from lora_forensics.rules import RULES, SEVERITIES, Severity, Thresholds, rule_of
+from lora_forensics.rules import RULES, SEVERITIES, Severity, Thresholds
 
 FILE = "lora-forensics.toml"
 PROJECT = "pyproject.toml"
@@ -121,10 +121,10 @@ def settings_markdown() -> str:
     lines = [
         "# Configuration",
         "",
-        "`scan`, `pick`, `probe` and `report` take defaults from the nearest `lora-forensics.toml`, or `pyproject.toml` with a",
-        "table `[tool.lora-forensics]`, in the current folder or above it; `--config FILE` names another, `--no-config` reads",
-        "none. An option on the command line wins. Paths are relative to the file. A key that does not exist, or a value of",
-        "another type, is an error with exit code 2. Made from the table of the code.",
+        "`scan`, `pick`, `probe` and `report` take defaults from the nearest `lora-forensics.toml`, or a",
+        "`pyproject.toml` with a table `[tool.lora-forensics]`, in the current folder or above it; `--config FILE` names",
+        "another, `--no-config` reads none. An option on the command line wins. Paths are relative to the file. A key that does",
+        "not exist, or a value of another type, is an error with exit code 2. Made from the table of the code.",
         "",
         "```toml",
         'fail-on = ["error", "last-is-past"]',
@@ -146,17 +146,17 @@ def settings_markdown() -> str:
         "",
         "## severity",
         "",
-        "A rule of [the table](rules.md) to `info`, `warning` or `error`: all its findings have this severity in reports, and",
-        "for `--fail-on`, `--select` and `--ignore`.",
+        "A rule of [the table](rules.md) to `info`, `warning` or `error`: all its findings have this severity in",
+        "reports, and for `--fail-on`, `--select` and `--ignore`.",
         "",
         "## thresholds",
         "",
-        "Bounds that rules compare with: rules of thumb for finding damage. A verdict is drawn anew when one has changed.",
+        "Bounds that rules compare with: rules of thumb for finding damage. A change draws the verdict anew.",
         "",
         "| key | default | what |",
         "|---|---|---|",
     ]
-    lines += [f"| `{f.name}` | {f.default:g} | {f.metadata['about']} |" for f in fields(Thresholds)]  # type: ignore[str-format]
+    lines += [f"| `{f.name}` | {f.default:g} | {f.metadata['about']} |" for f in fields(Thresholds)]
     return "\n".join(lines) + "\n"
 
 
@@ -191,7 +191,6 @@ def _settings(path: Path, document: Mapping[str, Any]) -> Settings:
     for rule, level in severity.items():
         if rule not in RULES:
             raise _unknown(path, "rule", rule, RULES)
-        rule_of(rule)
         if level not in SEVERITIES:
             raise UsageError(f"{path}: the severity of {rule} is {_spelled(level)}", f"use {', '.join(SEVERITIES)}")
     return Settings(path, options, severity, _thresholds(path, document.get("thresholds", {})))

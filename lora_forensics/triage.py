@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import polars as pl
 
 from lora_forensics.detectors import DETECTORS
 from lora_forensics.notices import some
 from lora_forensics.records import Finding, RunNotes, Skipped, Status, TurningPoint
-from lora_forensics.rules import RULES, Thresholds
+from lora_forensics.rules import RULES, Thresholds, hint_of
 from lora_forensics.similarity import AssessOptions, curve_of, similarity_of
 
 _UNNAMED = "unreadable-file"
@@ -33,7 +34,7 @@ def file_findings(skipped: Iterable[Skipped]) -> list[Finding]:
     for rule, entries in by_rule.items():
         named = "; ".join(f"{entry.path.as_posix()}: {entry.reason}" for entry in entries[:_LISTED])
         more = f"; and {len(entries) - _LISTED} more" if len(entries) > _LISTED else ""
-        found.append(Finding(rule, RULES[rule].severity, f"left out: {named}{more}", RULES[rule].fix))
+        found.append(Finding(rule, RULES[rule].severity, f"left out: {named}{more}", hint_of(rule)))
     return found
 
 
@@ -44,7 +45,7 @@ def base_findings(status: Status, notes: RunNotes) -> list[Finding]:
     base = notes.base
     rule = "base-mismatch" if base.path and base.total and not base.matched else "no-base-model"
     message = notes.base_problem or "no base model: cosines are not known"
-    return [Finding(rule, RULES[rule].severity, message, RULES[rule].fix)]
+    return [Finding(rule, RULES[rule].severity, message, hint_of(rule))]
 
 
 def few_findings(status: Status, message: str, notes: RunNotes, count: int) -> list[Finding]:
@@ -78,7 +79,7 @@ def module_findings(layers: pl.DataFrame, broken: Sequence[int], bounds: Thresho
     dead = last.filter(still | low)["module"].to_list()
     if dead and not last.select(still.all()).item():
         message = f"{len(dead)} of {len(last)} modules change nothing or next to it {where}: {some(dead)}"
-        found.append(Finding("dead-modules", "warning", message, RULES["dead-modules"].fix))
+        found.append(Finding("dead-modules", "warning", message, hint_of("dead-modules")))
     far = last.filter(enough & (pl.col("size") > bounds.outlier_factor * pl.col("median")))["module"].to_list()
     if far:
         message = f"{len(far)} of {len(last)} modules change more than {bounds.outlier_factor:g} times the median of "
@@ -87,14 +88,14 @@ def module_findings(layers: pl.DataFrame, broken: Sequence[int], bounds: Thresho
                 "outlier-modules",
                 "warning",
                 f"{message}their family {where}: {some(far)}",
-                RULES["outlier-modules"].fix,
+                hint_of("outlier-modules"),
             )
         )
     large = last.filter(pl.col("relative_norm") > bounds.relative_norm)["module"].to_list()
     if large:
         than = "larger than" if bounds.relative_norm == 1 else f"more than {bounds.relative_norm:g} times"
         message = f"{len(large)} of {len(last)} changes are {than} the weight below {where}: {some(large)}"
-        found.append(Finding("larger-than-weight", "warning", message, RULES["larger-than-weight"].fix))
+        found.append(Finding("larger-than-weight", "warning", message, hint_of("larger-than-weight")))
     return found
 
 
@@ -105,18 +106,18 @@ def storage_findings(layers: pl.DataFrame, places: pl.DataFrame, bounds: Thresho
         shares = layers.group_by("step").agg(pl.col("zero_share").mean()).drop_nulls()
         high = shares.filter(pl.col("zero_share") > bounds.zero_share).sort("step")
         if len(high):
-            worst = high["zero_share"].max()
+            worst = max(high["zero_share"].to_list())
             message = f"up to {worst:.0%} of the numbers are exactly 0 at {_steps(high['step'].to_list(), unit)}"
             types = ", ".join(sorted(set(places["dtype"].drop_nulls())))
             message += f", stored as {types}" if types else ""
-            found.append(Finding("flushed-to-zero", "warning", message, RULES["flushed-to-zero"].fix))
+            found.append(Finding("flushed-to-zero", "warning", message, hint_of("flushed-to-zero")))
     typed = places.filter(pl.col("dtype").is_not_null()).sort("step")
     changed = typed.filter(pl.col("dtype") != pl.col("dtype").shift())["step"].to_list()
     if changed:
         counts = typed.group_by("dtype").len().sort("len", descending=True).iter_rows()
         message = f"the type of the numbers changes at {_steps(changed, unit)}: "
         message += ", ".join(f"{number} in {dtype}" for dtype, number in counts)
-        found.append(Finding("dtype-changes", "warning", message, RULES["dtype-changes"].fix))
+        found.append(Finding("dtype-changes", "warning", message, hint_of("dtype-changes")))
     found.extend(_scales(layers, unit))
     return found
 
@@ -134,7 +135,7 @@ def _scales(layers: pl.DataFrame, unit: str) -> list[Finding]:
     first = moved.row(0, named=True)
     steps = moved["step"].unique().sort().to_list()
     message = f"the scale changes at {_steps(steps, unit)}: of {first['module']} from {first['scale_before']:g} to "
-    return [Finding("scale-changes", "warning", f"{message}{first['scale']:g}", RULES["scale-changes"].fix)]
+    return [Finding("scale-changes", "warning", f"{message}{first['scale']:g}", hint_of("scale-changes"))]
 
 
 def step_findings(places: pl.DataFrame, notes: RunNotes, bounds: Thresholds) -> list[Finding]:
@@ -142,7 +143,7 @@ def step_findings(places: pl.DataFrame, notes: RunNotes, bounds: Thresholds) -> 
     unit = notes.step_unit
     found = _order(places, unit, bounds.rewritten_seconds)
     steps = places["step"].to_list()
-    gaps = [after - before for before, after in zip(steps, steps[1:], strict=False)]
+    gaps = [after - before for before, after in pairwise(steps)]
     interval = max(set(gaps), key=lambda gap: (gaps.count(gap), -gap), default=0)
     if notes.pruned or len(gaps) < 2 or gaps.count(interval) < _MOST_REGULAR * len(gaps):
         return found
@@ -155,12 +156,12 @@ def step_findings(places: pl.DataFrame, notes: RunNotes, bounds: Thresholds) -> 
     if len(lost) > sum(not entry.expected for entry in notes.skipped):  # damaged files are told as such
         are = "is" if len(lost) == 1 else "are"
         message = f"saved every {interval} {unit}s, but {_steps(lost, unit)} {are} missing"
-        found.append(Finding("missing-steps", "warning", message, RULES["missing-steps"].fix))
+        found.append(Finding("missing-steps", "warning", message, hint_of("missing-steps")))
     told = any(finding.rule == "pruned" for finding in notes.findings)
     before = steps[0] // interval - 1 if steps[0] % interval == 0 and not told else 0
     if before > 0:
         message = f"saved every {interval} {unit}s, but the first that is left is {unit} {steps[0]}: {before} are gone"
-        found.append(Finding("keep-limit", "warning", message, notes.save_more_often or RULES["keep-limit"].fix))
+        found.append(Finding("keep-limit", "warning", message, notes.save_more_often or hint_of("keep-limit")))
     return found
 
 
@@ -177,7 +178,7 @@ def _order(places: pl.DataFrame, unit: str, seconds: float) -> list[Finding]:
         return []
     first = steps[breaks[0]]
     message = f"{unit}s {first} to {steps[-1]} were written before {unit}s {steps[0]} to {steps[breaks[0] - 1]}"
-    return [Finding("out-of-order", "warning", message, RULES["out-of-order"].fix)]
+    return [Finding("out-of-order", "warning", message, hint_of("out-of-order"))]
 
 
 def _known(frame: pl.DataFrame, name: str) -> pl.Expr:
@@ -207,5 +208,5 @@ def encoder_findings(
         step = None if at is None else similarity.frame["step"][at.index]
         if step is not None and step < turning.step:
             message = f"{name} turns at {unit} {step}, the denoiser at {unit} {turning.step}"
-            found.append(Finding("text-encoder-first", "info", message, RULES["text-encoder-first"].fix))
+            found.append(Finding("text-encoder-first", "info", message, hint_of("text-encoder-first")))
     return found

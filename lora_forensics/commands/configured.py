@@ -47,7 +47,7 @@ def selecting(command: F) -> F:
     for option in (
         click.option("--ignore", multiple=True, help="Leave out this rule, its beginning, or a severity (repeatable)."),
         click.option(
-            "--select", multiple=True, help="Tell only of this rule, its beginning, or a severity (repeatable)."
+            "--select", multiple=True, help="Tell only of this rule, its beginning, or severity (repeatable)."
         ),
     ):
         command = option(command)

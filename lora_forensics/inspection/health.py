@@ -35,7 +35,8 @@ def health(modules: Sequence[ModuleFacts], tensors: Sequence[TensorFacts]) -> It
         yield Finding("dead-modules", "warning", message, "they were frozen, or their gradient never arrived")
     far = list(_outliers(modules))
     if far:
-        message = f"{len(far)} of {len(modules)} modules change more than {_BOUNDS.outlier_factor:g} times the median of their family"
+        times = f"{_BOUNDS.outlier_factor:g} times the median of their family"
+        message = f"{len(far)} of {len(modules)} modules change more than {times}"
         yield Finding(
             "outlier-modules", "warning", f"{message}: {some(far)}", "they may dominate the result, or stack badly"
         )

@@ -104,7 +104,7 @@ def assess(
 ) -> Assessment:
     """As `assess_run`, with the series; the answer of a probe counts for more than anything else."""
     notes, options = notes or RunNotes(), options or AssessOptions()
-    layers = complete(layers)
+    layers = everything = complete(layers)
     whole = places_of(layers, checkpoints)
     cuts = resets(layers)
     places = whole
@@ -149,9 +149,9 @@ def assess(
         *base_findings(status, notes),
         *reset_findings(cuts, unit),
         *step_findings(whole, notes, bounds),
-        *health(layers, similarity, unit),
-        *module_findings(layers, broken, bounds, unit),
-        *storage_findings(layers, whole, bounds, unit),
+        *health(everything, similarity, unit),
+        *module_findings(everything, broken, bounds, unit),
+        *storage_findings(everything, whole, bounds, unit),
         *findings,
         *advice(places, turning, keep, similarity, evidence, unit, bounds.few_checkpoints),
         *(encoder_findings(layers, places, options, curve.window, turning, unit) if turning and curve else ()),

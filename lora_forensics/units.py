@@ -123,9 +123,9 @@ class _Group:
         return len(self.entries) * sum(8 * math.prod(infos[key].shape) for key in self.module.keys.values())
 
     @property
-    def stretch(self) -> tuple[int, int]:
-        """The first and the last checkpoint."""
-        return self.entries[0].index, self.entries[-1].index
+    def stretch(self) -> tuple[int, ...]:
+        """The checkpoints; one that lacks the module may lie between the first and the others."""
+        return tuple(entry.index for entry in self.entries)
 
     @property
     def same_names(self) -> bool:
@@ -214,7 +214,7 @@ def _batches(groups: list[_Group], limit: int) -> Iterator[list[_Group]]:
 
 def _read(batch: list[_Group]) -> list[dict[str, _Tensors]]:
     """The tensors of every group by role; what several of them share is read once."""
-    wanted: dict[tuple[int, int], dict[str, None]] = {}
+    wanted: dict[tuple[int, ...], dict[str, None]] = {}
     for group in batch:
         if group.same_names:
             wanted.setdefault(group.stretch, {}).update(dict.fromkeys(group.module.keys.values()))

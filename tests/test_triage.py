@@ -15,9 +15,9 @@ import pytest
 import torch
 from cli_runs import MODULES, base_model, checkpoint, project
 from click.testing import CliRunner
-from factories import kohya_base, kohya_run
+from factories import kohya_base, kohya_file, kohya_metadata, kohya_run
 from image_layouts import STEPS, ai_toolkit
-from make_damaged import kohya_tensors
+from make_damaged import kohya_tensors, write_kohya
 from safetensors.torch import load_file, save_file
 from tables import checkpoints_of, layers_of, wavy
 
@@ -63,7 +63,7 @@ def of_tables(layers: pl.DataFrame, places: pl.DataFrame | None = None, **others
 
 def rewrite(file: Path, change: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
     """Change the tensors of a checkpoint."""
-    save_file({name: change(name, tensor) for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+    save_file({name: change(name, tensor).clone() for name, tensor in load_file(file).items()}, file, {"format": "pt"})
 
 
 def run_of(folder: Path, count: int = 12, **settings: Any) -> Path:
@@ -93,7 +93,7 @@ def foreign_and_empty(folder: Path) -> list[Finding]:
     """An embedding in the place of an adapter; tensors of shape [0]."""
     runs = run_of(folder)
     save_file({"emb_params": torch.randn(4, 8)}, saved(runs, 20))
-    rewrite(saved(runs, 40), lambda _, tensor: torch.empty(0))
+    rewrite(saved(runs, 40), lambda _name, _tensor: torch.empty(0))
     return scanned(runs)
 
 
@@ -120,6 +120,7 @@ def unplaced(folder: Path) -> list[Finding]:
 @shows("nonfinite", "outlier-modules", "dead-modules", "larger-than-weight")
 def sick_modules(folder: Path) -> list[Finding]:
     """A NaN at one step; at the end one module is dead, another exploded."""
+    torch.manual_seed(0)
     runs = folder / "runs"
     names = [f"model.layers.{n}.self_attn.q_proj" for n in range(6)]
     save_file({f"{name}.weight": torch.randn(8, 8) for name in names}, _made(runs / "base.safetensors"))
@@ -169,11 +170,28 @@ def stepless(folder: Path) -> list[Finding]:
     """A final adapter that equals none; a log that is none."""
     runs = run_of(folder)
     checkpoint(runs / "run", 500, "../base.safetensors")
-    (runs / "run" / "trainer_log.jsonl").write_text("\0\n[1]\n")
+    (runs / "run" / "trainer_log.jsonl").write_text('{"current_steps": 10, "loss": 1.0}\n\0\n[1]\n')
+    for state in runs.rglob("trainer_state.json"):
+        state.unlink()
     return scanned(runs)
 
 
-@shows("same-step", "superseded", "resumed", "final-overwritten", "epochs-only")
+@shows("superseded")
+def resumed_from_an_epoch(folder: Path) -> list[Finding]:
+    """Kohya's second session restarts its steps: what the first saved after the epoch is of another path."""
+    runs = folder / "runs"
+    runs.mkdir()
+    for step in (10, 20, 30, 40, 50):
+        kohya_file(runs / f"a-step{step:08d}.safetensors", step, kohya_metadata(step, (step - 1) // 20, "a", "1"))
+    for epoch in (1, 2):
+        kohya_file(runs / f"a-{epoch:06d}.safetensors", epoch * 20, kohya_metadata(epoch * 20, epoch, "a", "1"))
+    for step in (10, 20, 30):
+        metadata = kohya_metadata(step, 2 + (step - 1) // 20, "a", "2")
+        kohya_file(runs / f"a-step{step:08d}.safetensors", step + 40, metadata)
+    return scanned(runs)
+
+
+@shows("same-step", "resumed", "final-overwritten", "epochs-only")
 def kohya_sessions(folder: Path) -> list[Finding]:
     """Files of kohya: two of one step, a resumed session, a final file of another training, names without metadata."""
     found: list[Finding] = []
@@ -211,21 +229,23 @@ def two_trainings(folder: Path) -> list[Finding]:
     runs = run_of(folder)
     config = saved(runs, 50).parent / "adapter_config.json"
     config.write_text(config.read_text().replace('"lora_alpha": 4', '"lora_alpha": 8'))
-    kept = {name: tensor for name, tensor in load_file(saved(runs, 90)).items() if MODULES[0] not in name}
+    kept = {name: tensor.clone() for name, tensor in load_file(saved(runs, 90)).items() if MODULES[0] not in name}
     save_file(kept, saved(runs, 90))
     return scanned(runs)
 
 
 @shows("scale-unknown", "svd-initialised", "module-unread", "full-weights")
 def odd_adapters(folder: Path) -> list[Finding]:
-    """No configuration; PiSSA; a kind that nobody knows; a bias."""
+    """No configuration; CorDA; a kind that nobody knows; a bias."""
     runs = run_of(folder)
-    (saved(runs, 10).parent / "adapter_config.json").unlink()
-    config = saved(runs, 50).parent / "adapter_config.json"
-    config.write_text(config.read_text().replace('"r"', '"init_lora_weights": "pissa", "r"'))
-    more = {f"base_model.model.{MODULES[1]}.bias": torch.ones(8), "base_model.model.x.lora_Q.weight": torch.ones(2)}
-    save_file({**load_file(saved(runs, 60)), **more}, saved(runs, 60))
-    return scanned(runs)
+    (saved(runs, 120).parent / "adapter_config.json").unlink()
+    for step in range(10, 120, 10):
+        config = saved(runs, step).parent / "adapter_config.json"
+        config.write_text(config.read_text().replace('"r"', '"init_lora_weights": "corda", "r"'))
+        more = {"base_model.model.y.bias": torch.ones(8)}
+        save_file({name: t.clone() for name, t in {**load_file(saved(runs, step)), **more}.items()}, saved(runs, step))
+    write_kohya(folder / "odd", {**kohya_tensors(), "lora_unet_x.lora_down.weight": torch.ones(2, 4)}, 10)
+    return [*scanned(runs), *scanned(folder / "odd")]
 
 
 @shows("no-base-model", "without-base", "learning-rate-unknown")
@@ -264,8 +284,8 @@ def another_base(folder: Path) -> list[Finding]:
     run = kohya_run(folder / "runs", steps=[10, 20, 30], ss_new_sd_model_hash="0" * 64)
     found = scanned(run, base=(single,))
     single.unlink()
-    kohya_run(folder / "more", steps=[10, 20, 30, 40], ss_new_sd_model_hash="0" * 64)
-    for file in (folder / "more").glob("*40.safetensors"):
+    kohya_run(folder / "more", steps=[10, 20, 30, 40, 50], ss_new_sd_model_hash="0" * 64)
+    for file in (folder / "more").glob("*0040.safetensors"):
         shutil.copy(file, run)
     return [*found, *scanned(run)]
 
@@ -360,7 +380,10 @@ def test_every_rule_is_shown_by_a_run_made_for_it(rule: str, tmp_path: Path) -> 
 
 def test_healthy_runs_show_what_they_rightly_have_and_no_more(tmp_path: Path) -> None:
     """A run without a fault; and the sample runs."""
-    assert {finding.rule for finding in scanned(run_of(tmp_path))} <= {"weak-evidence", "last-is-past"}
+    runs = run_of(tmp_path)
+    for step in range(10, 130, 10):
+        rewrite(saved(runs, step), lambda name, tensor: tensor * (0.01 if "lora_B" in name else 1))
+    assert {finding.rule for finding in scanned(runs)} <= {"weak-evidence", "last-is-past"}
     rightly = {"duplicate", "weak-evidence", "last-is-past", "text-encoder-first"}
     assert {finding.rule for finding in scanned(SAMPLES)} <= rightly
 

@@ -22,6 +22,8 @@ check: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/lora-forensics metrics --markdown > docs/columns.md
 	$(BIN)/lora-forensics formats --markdown > docs/formats.md
+	$(BIN)/lora-forensics rules --markdown > docs/rules.md
+	LORA_FORENSICS_REGENERATE=1 $(BIN)/python -m pytest -q tests/test_docs.py -k pages_of_rules_and_settings
 
 # The documentation as a site, in build/site.
 site: $(STAMP)

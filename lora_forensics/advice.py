@@ -9,11 +9,9 @@ import numpy as np
 import polars as pl
 
 from lora_forensics.records import Candidate, Finding, Keep, RunNotes, Status, TurningPoint
+from lora_forensics.rules import Thresholds
 from lora_forensics.similarity import AssessOptions, Similarity, Window
 from lora_forensics.turning_point import MINIMUM_CHECKPOINTS
-
-FEW_CHECKPOINTS = 30
-"""Below this, picks were no better than the middle checkpoint in tests (docs/validity.md)."""
 
 COMPARE = "compare the candidates on a few samples that were not trained on"
 
@@ -38,7 +36,7 @@ def health(layers: pl.DataFrame, similarity: Similarity, unit: str = "step") -> 
         found.append(Finding("base-nonfinite", "error", message, "copy or download the base model again"))
     steps = _steps_of_zeros(layers, "delta_norm")
     if steps:
-        message = f"the adapter changes nothing at {_steps(steps, unit)}: every change of a weight is zero"
+        message = f"the adapter changes nothing at {_steps(steps, unit)}: {_what_is_zero(layers, steps)}"
         hint = "an adapter at step 0 is like that; later it was not trained, or was saved wrongly"
         found.append(Finding("zero-change", "info" if steps == [layers["step"].min()] else "error", message, hint))
     found.extend(_changes(layers, unit))
@@ -46,6 +44,18 @@ def health(layers: pl.DataFrame, similarity: Similarity, unit: str = "step") -> 
         message = f"most modules have no cosine at {_steps(list(similarity.dropped), unit)}: left out of the series"
         found.append(Finding("checkpoint-undefined", "info", message))
     return found
+
+
+def _what_is_zero(layers: pl.DataFrame, steps: list[int]) -> str:
+    """Which factors are zero; a narrow type shows by the zeros that it left in the others."""
+    still = layers.filter(pl.col("step").is_in(steps))
+    if not {"up_norm", "down_norm"} <= set(layers.columns) or still["down_norm"].fill_nan(None).null_count():
+        return "every change of a weight is zero"
+    which = "all B are zero" if still["down_norm"].min() else "A and B are zero, not B alone"
+    shares = still["zero_share"].drop_nulls().to_list() if "zero_share" in layers.columns else []
+    share = sum(shares) / len(shares) if shares else 0.0
+    flushed = f"; {share:.0%} of the other numbers are too, in a type that rounds small ones to 0" if share else ""
+    return f"{which}{flushed}"
 
 
 def _changes(layers: pl.DataFrame, unit: str) -> list[Finding]:
@@ -74,6 +84,7 @@ def advice(
     similarity: Similarity,
     evidence: dict[str, Any],
     unit: str = "step",
+    enough: int = Thresholds().few_checkpoints,
 ) -> list[Finding]:
     """What a person should know before acting on the verdict."""
     found = []
@@ -93,8 +104,8 @@ def advice(
         else:
             message = "a second valley is weak evidence: a random walk has one too, at a place set by the window"
         hint = COMPARE
-        if len(similarity.frame) < FEW_CHECKPOINTS:
-            hint += f"; below {FEW_CHECKPOINTS} checkpoints, picks were no better than the middle one in tests"
+        if len(similarity.frame) < enough:
+            hint += f"; below {enough} checkpoints, picks were no better than the middle one in tests"
         found.append(Finding("weak-evidence", "info", message, hint))
     if turning is not None:
         found.extend(_schedule(places, turning))

@@ -40,6 +40,15 @@ from lora_forensics.similarity import (
     series_of,
     similarity_of,
 )
+from lora_forensics.triage import (
+    base_findings,
+    encoder_findings,
+    few_findings,
+    file_findings,
+    module_findings,
+    step_findings,
+    storage_findings,
+)
 from lora_forensics.turning_point import MINIMUM_CHECKPOINTS, Floats
 
 
@@ -95,7 +104,7 @@ def assess(
 ) -> Assessment:
     """As `assess_run`, with the series; the answer of a probe counts for more than anything else."""
     notes, options = notes or RunNotes(), options or AssessOptions()
-    layers = complete(layers)
+    layers = everything = complete(layers)
     whole = places_of(layers, checkpoints)
     cuts = resets(layers)
     places = whole
@@ -132,15 +141,24 @@ def assess(
     evidence["alignment"] = "value j is computed from checkpoints j .. j+3M-2 and belongs to checkpoint j"
     evidence["agreement"] = agreement(told, places, turning.step if turning else None)
     candidates = tuple(candidate for candidate in candidates if candidate.checkpoint not in notes.pruned)
+    unit, bounds = notes.step_unit, options.thresholds
+    message = message_of(status, places, series, window, notes, options)
     findings = [
+        *file_findings(notes.skipped),
         *notes.findings,
-        *reset_findings(cuts, notes.step_unit),
-        *health(layers, similarity, notes.step_unit),
+        *base_findings(status, notes),
+        *reset_findings(cuts, unit),
+        *step_findings(whole, notes, bounds),
+        *health(everything, similarity, unit),
+        *module_findings(everything, broken, bounds, unit),
+        *storage_findings(everything, whole, bounds, unit),
         *findings,
-        *advice(places, turning, keep, similarity, evidence, notes.step_unit),
+        *advice(places, turning, keep, similarity, evidence, unit, bounds.few_checkpoints),
+        *(encoder_findings(layers, places, options, curve.window, turning, unit) if turning and curve else ()),
+        *few_findings(status, message, notes, len(whole)),
         *few(status, places, candidates),
         *deleted(notes, places),
-        *course_findings(scoped, course, similarity.scope, status, notes.step_unit),
+        *course_findings(scoped, course, similarity.scope, status, unit),
         *(answer.findings if answer else ()),
     ]
     name = str(first_known(layers, "run") or first_known(places, "run") or "run")
@@ -165,8 +183,8 @@ def assess(
         trainer=notes.trainer,
         adapter=_adapter(layers),
         path=notes.path,
-        step_unit=notes.step_unit,
-        message=message_of(status, places, series, window, notes, options),
+        step_unit=unit,
+        message=message,
         versions=versions(),
     )
     return Assessment(verdict, told, modules)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from lora_forensics import __version__
-from lora_forensics.commands import average, check, compare, prune, table
+from lora_forensics.commands import average, check, compare, prune, rules, table
+from lora_forensics.commands.configured import chosen, configured, current, selecting
 from lora_forensics.commands.gating import REDACT, Gating, gating
 from lora_forensics.commands.parameters import FOLDER, HERE, PLACE
 from lora_forensics.errors import LoraForensicsError, UsageError
@@ -165,6 +166,8 @@ def main() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json and nothing else.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @click.option("-v", "--verbose", is_flag=True, help="List every skipped file.")
+@selecting
+@configured
 def scan(
     runs: tuple[Path, ...],
     reports: tuple[str, ...],
@@ -234,6 +237,8 @@ def runs(path: Path, trainer: str | None, as_json: bool, verbose: bool) -> int:
 @click.argument("run", type=PLACE)
 @measuring
 @assessing
+@selecting
+@configured
 def pick(run: Path, **settings: Any) -> int:
     """Print the path of the checkpoint to keep, and nothing else; exit 1 with the reason if there is none.
 
@@ -266,6 +271,7 @@ def pick(run: Path, **settings: Any) -> int:
 @click.option("-v", "--verbose", is_flag=True, help="List all findings.")
 @measuring
 @assessing
+@configured
 def probe(run: Path, evaluations: int, as_json: bool, verbose: bool, **settings: Any) -> int:
     """Score a few checkpoints on what was not trained on, and keep the best of them.
 
@@ -297,21 +303,25 @@ def probe(run: Path, evaluations: int, as_json: bool, verbose: bool, **settings:
 @click.option("--redact", is_flag=True, help=REDACT)
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json and nothing else.")
 @click.option("-v", "--verbose", is_flag=True, help="List every skipped file.")
+@selecting
+@configured
 def report(out: Path, reports: tuple[str, ...], redact: bool, as_json: bool, verbose: bool, **settings: Any) -> int:
     """Render the reports of a scan again from its tables in OUT; needs neither torch nor the checkpoints.
 
     With --window, --detector, ... the verdicts are drawn anew. Example: lora-forensics report forensics
     """
+    from lora_forensics.rules import Thresholds
     from lora_forensics.scan import present, write_redacted
     from lora_forensics.scan import report as run_report
 
     source = click.get_current_context().get_parameter_source
+    selection = chosen(settings)
     changed = any(source(name) is not click.core.ParameterSource.DEFAULT for name in settings)
-    options = _assess_options(settings) if changed else None
+    options = _assess_options(settings) if changed or current().thresholds != Thresholds() else None
     if redact:
         _refuse_pages(reports)
     names = _report_names(reports) or present(out)
-    summary, lost = run_report(out, names, options)
+    summary, lost = run_report(out, names, options, selection)
     if redact:
         summary, lost = write_redacted(summary, names, plots=True), []
     _print_report("json" if as_json else "terminal", summary, verbose=verbose)
@@ -390,6 +400,7 @@ def metrics(markdown: bool) -> int:
 main.add_command(average.average)
 main.add_command(check.check)
 main.add_command(compare.compare)
+main.add_command(rules.rules)
 main.add_command(prune.prune)
 main.add_command(table.table)
 
@@ -417,6 +428,7 @@ def _scan_options(settings: dict[str, Any], reports: tuple[str, ...], progress: 
             progress=progress,
         ),
         assess=_assess_options(settings),
+        selection=chosen(settings),
     )
 
 
@@ -424,7 +436,7 @@ def _assess_options(settings: dict[str, Any]) -> AssessOptions:
     from lora_forensics.similarity import AssessOptions
 
     names = ("window", "detector", "similarity", "component", "learning_rate")
-    return AssessOptions(**{name: settings[name] for name in names})
+    return AssessOptions(**{name: settings[name] for name in names}, thresholds=current().thresholds)
 
 
 def _refuse_pages(names: tuple[str, ...]) -> None:

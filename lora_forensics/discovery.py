@@ -127,7 +127,7 @@ def _explain(path: Path, header: object) -> Skipped:
         return Skipped.because(path, header)
     infos = header.infos  # type: ignore[attr-defined] # Header, the other member of the union
     if looks_like_adapter(infos):
-        return Skipped(path, "an adapter, but not in the layout of a known trainer")
+        return Skipped(path, "an adapter, but not in the layout of a known trainer", rule="unplaced-adapter")
     return Skipped(path, f"no adapter: {len(infos)} tensors such as {next(iter(infos), 'none')!r}", expected=True)
 
 

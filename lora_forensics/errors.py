@@ -21,7 +21,11 @@ class UsageError(LoraForensicsError):
 
 
 class CheckpointError(LoraForensicsError):
-    """A checkpoint file is damaged, or is not what its name says."""
+    """A checkpoint file is damaged, or is not what its name says; `rule` is the id that triage calls it by."""
+
+    def __init__(self, message: str, hint: str = "", rule: str = "unreadable-file") -> None:
+        super().__init__(message, hint)
+        self.rule = rule
 
 
 class WeightlessError(CheckpointError):

@@ -12,14 +12,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import get_args
 
 from lora_forensics.errors import UsageError
-from lora_forensics.records import SCHEMA, Finding, Gate, Severity, Summary, Verdict
+from lora_forensics.records import SCHEMA, Finding, Gate, Summary
+from lora_forensics.rules import SEVERITIES
 from lora_forensics.values import read_object
-
-SEVERITIES: tuple[str, ...] = get_args(Severity)
-"""From what is only worth knowing to what spoils a run."""
 
 DEFAULT = frozenset({"warning"})
 """What counts where a baseline is given and nothing else is said."""
@@ -36,15 +33,28 @@ class Entry:
     message: str
 
 
-def fingerprints(verdict: Verdict, gate: Gate) -> Iterator[tuple[Finding, str]]:
+def groups(summary: Summary) -> list[tuple[str, str | None, tuple[Finding, ...]]]:
+    """Name, path and findings of every run, and of what belongs to none: '' and no path."""
+    runs = [(verdict.run, verdict.path, verdict.findings) for verdict in summary.runs]
+    return [*runs, ("", None, summary.findings)] if summary.findings else [*runs]
+
+
+def fingerprints(run: str, findings: Iterable[Finding], gate: Gate) -> Iterator[tuple[Finding, str]]:
     """Each finding with its fingerprint, 16 hexadecimal digits."""
-    name = gate.names.get(verdict.run, verdict.run)
+    name = gate.names.get(run, run)
     times: Counter[tuple[str, str]] = Counter()
-    for finding in verdict.findings:
+    for finding in findings:
         own = finding.rule, finding.severity
         times[own] += 1
         text = json.dumps([*own, name, times[own]])
         yield finding, hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def marked(summary: Summary) -> Iterator[tuple[str, str | None, Finding, str]]:
+    """Run, its path, finding and fingerprint of all findings."""
+    for run, path, findings in groups(summary):
+        for finding, fingerprint in fingerprints(run, findings, summary.gate):
+            yield run, path, finding, fingerprint
 
 
 def accepted(fingerprint: str, gate: Gate) -> bool:
@@ -58,21 +68,19 @@ def counts(finding: Finding, fail_on: Iterable[str]) -> bool:
     return finding.rule in fail_on or any(severity in fail_on for severity in SEVERITIES[: place + 1])
 
 
-def failing(summary: Summary) -> Iterator[tuple[Verdict, Finding]]:
-    """All findings that fail a pipeline, run by run."""
+def failing(summary: Summary) -> Iterator[tuple[str, Finding]]:
+    """All findings that fail a pipeline, each with its run ('' for none)."""
     gate = summary.gate
-    for verdict in summary.runs:
-        for finding, fingerprint in fingerprints(verdict, gate):
-            if counts(finding, gate.fail_on) and not accepted(fingerprint, gate):
-                yield verdict, finding
+    for run, _, finding, fingerprint in marked(summary):
+        if counts(finding, gate.fail_on) and not accepted(fingerprint, gate):
+            yield run, finding
 
 
 def entries(summary: Summary) -> list[Entry]:
     """All findings as a baseline accepts them, in an order that new runs do not change."""
     found = [
-        Entry(fingerprint, summary.gate.names.get(verdict.run, verdict.run), *_told(finding))
-        for verdict in summary.runs
-        for finding, fingerprint in fingerprints(verdict, summary.gate)
+        Entry(fingerprint, summary.gate.names.get(run, run), *_told(finding))
+        for run, _, finding, fingerprint in marked(summary)
     ]
     return sorted(found, key=lambda entry: (entry.run, entry.rule, entry.severity, entry.fingerprint))
 
@@ -106,7 +114,7 @@ def write_baseline(path: Path, summary: Summary, before: Iterable[Entry] = ()) -
     """Accept today's findings, and those of `before` whose runs were not looked at; gives how many that are."""
     from lora_forensics.series import write_text  # polars, which no report needs
 
-    seen = {summary.gate.names.get(verdict.run, verdict.run) for verdict in summary.runs}
+    seen = {"", *(summary.gate.names.get(verdict.run, verdict.run) for verdict in summary.runs)}
     kept = entries(summary) + [entry for entry in before if entry.run not in seen]
     kept.sort(key=lambda entry: (entry.run, entry.rule, entry.severity, entry.fingerprint))
     document = {"schema": SCHEMA, "findings": [asdict(entry) for entry in kept]}
@@ -116,7 +124,7 @@ def write_baseline(path: Path, summary: Summary, before: Iterable[Entry] = ()) -
 
 def stale(before: Iterable[Entry], summary: Summary) -> tuple[list[Entry], list[Entry]]:
     """Entries whose finding is gone, and entries of runs that were not looked at."""
-    seen = {summary.gate.names.get(verdict.run, verdict.run) for verdict in summary.runs}
+    seen = {"", *(summary.gate.names.get(verdict.run, verdict.run) for verdict in summary.runs)}
     there = {entry.fingerprint for entry in entries(summary)}
     gone = [entry for entry in before if entry.fingerprint not in there]
     return [entry for entry in gone if entry.run in seen], [entry for entry in gone if entry.run not in seen]

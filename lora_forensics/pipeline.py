@@ -19,6 +19,7 @@ from lora_forensics.plots import draw_plots
 from lora_forensics.probed import Probed, load_probed
 from lora_forensics.records import Gate, Run, Verdict
 from lora_forensics.remote import RemotePath
+from lora_forensics.selection import Selection
 from lora_forensics.similarity import AssessOptions
 from lora_forensics.store import assessment_key, load_measured, load_verdict, save_assessment, save_measured
 from lora_forensics.tables import Measured, only_pruned, with_pruned
@@ -51,6 +52,8 @@ class ScanOptions:
     gate: Gate = field(default_factory=Gate)
     measure: MeasureOptions = field(default_factory=MeasureOptions)
     assess: AssessOptions = field(default_factory=AssessOptions)
+    selection: Selection = field(default_factory=Selection)
+    """Which findings reports and exit codes tell of; what is stored of a run holds all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,7 @@ from typing import Any, Literal
 
 from lora_forensics.errors import LoraForensicsError, SeriesError
 from lora_forensics.remote import place
-
-Severity = Literal["info", "warning", "error"]
+from lora_forensics.rules import Severity, anchor
 
 SCHEMA = 1
 """Version of verdict.json, summary.json and the Parquet files."""
@@ -28,6 +27,15 @@ class Finding:
     hint: str = ""
     """What to do about it; may be empty."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON-ready form, with the page and heading where the rule is documented."""
+        return {**asdict(self), "docs": anchor(self.rule)}
+
+    @classmethod
+    def from_dict(cls, document: dict[str, Any]) -> Finding:
+        """The inverse of `to_dict`."""
+        return cls(**{key: value for key, value in document.items() if key != "docs"})
+
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
@@ -37,20 +45,24 @@ class Skipped:
     reason: str
     expected: bool = False
     """Nothing is wrong with it, it is no checkpoint: an optimizer's state, a base model. `--strict` lets it pass."""
+    rule: str = ""
+    """The rule that says what is wrong with it."""
 
     @classmethod
     def because(cls, path: Path, error: LoraForensicsError) -> Skipped:
         """With the error's message as the reason, less the path that it starts with."""
-        return cls(path, error.message.removeprefix(f"{path}: "))
+        return cls(path, error.message.removeprefix(f"{path}: "), rule=getattr(error, "rule", ""))
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON-ready form."""
-        return {"path": self.path.as_posix(), "reason": self.reason, "expected": self.expected}
+        return {"path": self.path.as_posix(), "reason": self.reason, "expected": self.expected, "rule": self.rule}
 
     @classmethod
     def from_dict(cls, document: dict[str, Any]) -> Skipped:
         """The inverse of `to_dict`."""
-        return cls(place(document["path"]), document["reason"], document.get("expected", False))
+        return cls(
+            place(document["path"]), document["reason"], document.get("expected", False), document.get("rule", "")
+        )
 
 
 def describe_adapter(kinds: Sequence[str], ranks: Sequence[int]) -> str:
@@ -251,7 +263,7 @@ class RunNotes:
                 "base": BaseModelSummary(**document["base"]),
                 "base_files": tuple(document["base_files"]),
                 "measured": {name: (own, before, dtype) for name, (own, before, dtype) in document["measured"].items()},
-                "findings": tuple(Finding(**entry) for entry in document["findings"]),
+                "findings": tuple(map(Finding.from_dict, document["findings"])),
                 "skipped": tuple(map(Skipped.from_dict, document["skipped"])),
                 "pruned": tuple(document.get("pruned", ())),
             }
@@ -293,10 +305,14 @@ class Verdict:
     message: str = ""
     """The verdict in one sentence."""
     versions: dict[str, str] = field(default_factory=dict)
+    ignored: int = 0
+    """Findings that `--ignore` or `--select` left out."""
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON-ready form: contract of verdict.json."""
-        return {"schema": SCHEMA, **asdict(self), "skipped": [skipped.to_dict() for skipped in self.skipped]}
+        findings = [finding.to_dict() for finding in self.findings]
+        skipped = [skipped.to_dict() for skipped in self.skipped]
+        return {"schema": SCHEMA, **asdict(self), "findings": findings, "skipped": skipped}
 
     @classmethod
     def from_dict(cls, document: dict[str, Any]) -> Verdict:
@@ -311,7 +327,7 @@ class Verdict:
             "candidates": lambda value: tuple(Candidate(**entry) for entry in value),
             "components": tuple,
             "base_model": lambda value: BaseModelSummary(**value),
-            "findings": lambda value: tuple(Finding(**entry) for entry in value),
+            "findings": lambda value: tuple(map(Finding.from_dict, value)),
             "skipped": lambda value: tuple(map(Skipped.from_dict, value)),
         }
         known = {f.name for f in fields(cls)}
@@ -353,6 +369,10 @@ class Summary:
     versions: dict[str, str] = field(default_factory=dict)
     folder: Path | None = None
     """OUT, where the runs' tables and plots lie; None if nothing was written."""
+    findings: tuple[Finding, ...] = ()
+    """About what belongs to no run."""
+    ignored: int = 0
+    """Of these, how many `--ignore` or `--select` left out; each run has its own number."""
     gate: Gate = Gate()
 
     def to_dict(self) -> dict[str, Any]:
@@ -361,5 +381,7 @@ class Summary:
             "schema": SCHEMA,
             "runs": [verdict.to_dict() for verdict in self.runs],
             "skipped": [skipped.to_dict() for skipped in self.skipped],
+            "findings": [finding.to_dict() for finding in self.findings],
+            "ignored": self.ignored,
             "versions": self.versions,
         }

@@ -53,6 +53,7 @@ def redacted(summary: Summary) -> Summary:
         summary,
         runs=tuple(hidden.verdict(verdict) for verdict in summary.runs),
         skipped=tuple(map(hidden.skipped, summary.skipped)),
+        findings=tuple(map(hidden.finding, summary.findings)),
         folder=None,
         gate=replace(summary.gate, names=names),
     )
@@ -102,7 +103,7 @@ class Redaction:
     def skipped(self, entry: Skipped) -> Skipped:
         """A file that was left out, with its kind of file and the reason."""
         name = entry.path.as_posix()
-        return Skipped(Path(label("file", name) + _suffix(entry.path)), self.text(entry.reason), entry.expected)
+        return replace(entry, path=Path(label("file", name) + _suffix(entry.path)), reason=self.text(entry.reason))
 
     def finding(self, finding: Finding) -> Finding:
         """A finding whose sentences may be shared."""

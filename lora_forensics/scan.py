@@ -5,14 +5,12 @@ OUT holds one folder a run, so that a later scan knows what was measured and `re
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import get_args
 
 from lora_forensics.assess import assess, versions
 from lora_forensics.discovery import discover_runs, nothing_found
@@ -21,12 +19,13 @@ from lora_forensics.gate import failing
 from lora_forensics.pipeline import ScanOptions, scan_runs
 from lora_forensics.plots import draw_plots, save_plots
 from lora_forensics.probed import load_probed
-from lora_forensics.records import SCHEMA, Gate, Run, Severity, Skipped, Summary, Verdict
+from lora_forensics.records import SCHEMA, Finding, Gate, Run, Skipped, Summary, Verdict
 from lora_forensics.redaction import Redaction, redacted
 from lora_forensics.remote import fresh
 from lora_forensics.reports import REPORTS, PagedReport, available
 from lora_forensics.reports.text import count
-from lora_forensics.rules import RULES
+from lora_forensics.rules import matching
+from lora_forensics.selection import Selection
 from lora_forensics.series import read_table, write_text
 from lora_forensics.similarity import AssessOptions
 from lora_forensics.store import (
@@ -37,7 +36,9 @@ from lora_forensics.store import (
     reserve,
     save_assessment,
     save_runs,
+    stored_verdict,
 )
+from lora_forensics.triage import file_findings
 
 REDACTED = "redacted"
 """Folder in OUT with the reports that may be shared."""
@@ -70,6 +71,8 @@ class Scan:
     """Checkpoints that had been measured before."""
     failed: tuple[tuple[str, str], ...]
     """Runs that could not be measured or assessed, and why."""
+    selection: Selection = field(default_factory=Selection)
+    """Which findings count; those of the summary are chosen already."""
 
     def outcome(self, fail_on: Iterable[str] = (), strict: bool = False) -> tuple[int, str]:
         """The contract's exit code and why it is not 0.
@@ -78,7 +81,8 @@ class Scan:
         """
         wanted = check_rules(fail_on)
         verdicts = self.summary.runs
-        damaged = [s for s in (*self.summary.skipped, *(s for v in verdicts for s in v.skipped)) if not s.expected]
+        skipped = (*self.summary.skipped, *(s for v in verdicts for s in v.skipped))
+        damaged = [s for s in skipped if not s.expected and self.selection.keeps_file(s)]
         runs = len(verdicts) + sum(failure not in {v.run for v in verdicts} for failure, _ in self.failed)
         reasons = "; ".join(f"{name}: {reason}" for name, reason in self.failed[:3])
         unmeasured = f"{len(self.failed)} of {count(runs, 'run')} could not be measured: {reasons}"
@@ -89,8 +93,8 @@ class Scan:
         if self.failed:
             return 3, unmeasured
         gate = replace(self.summary.gate, fail_on=self.summary.gate.fail_on | wanted)
-        for verdict, finding in failing(replace(self.summary, gate=gate)):
-            return 1, f"{verdict.run}: {finding.rule} ({finding.severity}): {finding.message}"
+        for run, finding in failing(replace(self.summary, gate=gate)):
+            return 1, f"{run}{': ' if run else ''}{finding.rule} ({finding.severity}): {finding.message}"
         return 0, ""
 
     def redacted(self) -> Scan:
@@ -101,18 +105,12 @@ class Scan:
 
 
 def check_rules(names: Iterable[str]) -> set[str]:
-    """Rules and severities that `--fail-on` names.
+    """Rules and severities that `--fail-on` names, a rule also by the beginning of its id.
 
     Raises:
         UsageError: there is no such rule; a pipeline that waits for it would never fail.
     """
-    wanted = set(names)
-    unknown = wanted - set(RULES) - set(get_args(Severity))
-    if unknown:
-        near = difflib.get_close_matches(min(unknown), [*RULES, *get_args(Severity)], 1)
-        hint = f"did you mean {near[0]}?" if near else f"choose info, warning, error, or from {', '.join(RULES)}"
-        raise UsageError(f"no rule or severity is called {min(unknown)!r}", hint)
-    return wanted
+    return matching(names)
 
 
 def present(out: Path) -> tuple[str, ...]:
@@ -151,11 +149,19 @@ def scan(paths: Sequence[Path], options: ScanOptions) -> Scan:
         known += result.known
         if result.verdict.status == "no_base_model" or (run.checkpoints and result.empty):
             failed.append((run.name, result.verdict.message))
-    summary = Summary(tuple(verdicts), tuple(skipped), versions(), options.out, _gate(options, runs, found))
+    whole = Summary(
+        tuple(verdicts),
+        tuple(skipped),
+        versions(),
+        options.out,
+        findings=tuple(file_findings(skipped)),
+        gate=_gate(options, runs, found),
+    )
+    summary = options.selection.applied(whole)
     write_reports(summary, options.reports)
     if options.redact:
         write_redacted(summary, options.reports, options.plots)
-    return Scan(summary, new, known, tuple(failed))
+    return Scan(summary, new, known, tuple(failed), options.selection)
 
 
 def pick_checkpoint(run: Path, options: ScanOptions) -> tuple[Path | None, str]:
@@ -221,24 +227,28 @@ def load_summary(out: Path) -> Summary:
             raise SeriesError(message, "upgrade lora-forensics")
         skipped = tuple(map(Skipped.from_dict, document["skipped"]))
         verdicts = tuple(Verdict.from_dict(entry) for entry in document["runs"])
-        return Summary(verdicts, skipped, document["versions"], out)
+        findings = tuple(map(Finding.from_dict, document.get("findings", ())))
+        return Summary(verdicts, skipped, document["versions"], out, findings, document.get("ignored", 0))
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"damaged ({error})"
         hint = "give the folder that a scan wrote with --out"
         raise SeriesError(f"{out} holds no readable summary.json of a scan: {reason}", hint) from error
 
 
-def report(out: Path, reports: Sequence[str], options: AssessOptions | None = None) -> tuple[Summary, list[Skipped]]:
+def report(
+    out: Path, reports: Sequence[str], options: AssessOptions | None = None, selection: Selection | None = None
+) -> tuple[Summary, list[Skipped]]:
     """Render plots and reports of a scan again, from its tables; with `options`, after a new assessment.
 
     Also gives the runs whose tables are lost; what the summary says of them is rendered all the same.
     """
     summary = load_summary(out)
     verdicts, lost = [], []
-    for verdict in summary.runs:
-        folder = out / verdict.run
+    for known in summary.runs:
+        folder = out / known.run
         if not folder.resolve().is_relative_to(out.resolve()):
-            raise SeriesError(f"{out}/summary.json names a run outside of its folder: {verdict.run}", "scan again")
+            raise SeriesError(f"{out}/summary.json names a run outside of its folder: {known.run}", "scan again")
+        verdict = stored_verdict(folder) or known  # the summary may lack findings that were ignored
         stored = load_measured(folder)
         if stored is None:
             lost.append(Skipped(folder, "its tables are missing or damaged: scan again"))
@@ -255,7 +265,10 @@ def report(out: Path, reports: Sequence[str], options: AssessOptions | None = No
             verdicts.append(assessment.verdict)
     if lost and len(lost) == len(verdicts):
         raise SeriesError(f"{lost[0].path} holds no layers.parquet", "scan again")
-    summary = replace(summary, runs=tuple(verdicts), skipped=(*summary.skipped, *lost))
+    skipped = (*summary.skipped, *lost)
+    findings = tuple(file_findings(summary.skipped))
+    summary = replace(summary, runs=tuple(verdicts), skipped=skipped, findings=findings, ignored=0)
+    summary = (selection or Selection()).applied(summary)
     write_reports(summary, reports)
     return summary, lost
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import polars as pl
 from lora_forensics.detectors import DEFAULT_DETECTOR, DETECTORS, Curve
 from lora_forensics.errors import SeriesError, UsageError
 from lora_forensics.records import Finding
+from lora_forensics.rules import Thresholds
 from lora_forensics.series import CHECKPOINT_COLUMNS, MODULE_COLUMNS, SERIES_COLUMNS, schema
 from lora_forensics.turning_point import MINIMUM_CHECKPOINTS
 
@@ -46,6 +47,8 @@ class AssessOptions:
     """Components that enter CS; `all` for all; empty for the denoiser or the language model."""
     learning_rate: float | None = None
     """Overrules the rates that the trainer recorded."""
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    """Bounds of rules."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant.
@@ -211,7 +214,11 @@ def similarity_of(layers: pl.DataFrame, places: pl.DataFrame, options: AssessOpt
 
 def means_of(rows: pl.DataFrame) -> pl.DataFrame:
     """How many modules there are at each step, and the mean of each metric over them."""
-    metrics = [name for name, dtype in rows.schema.items() if dtype == pl.Float64 and name not in ("epoch", "scale")]
+    metrics = [
+        name
+        for name, dtype in rows.schema.items()
+        if dtype == pl.Float64 and name not in ("epoch", "scale", "zero_share")
+    ]
     means = [pl.col(name).fill_nan(None).mean().alias(f"mean_{name}") for name in metrics]
     return rows.group_by("step").agg(pl.len().cast(pl.Int64).alias("modules"), *means)
 

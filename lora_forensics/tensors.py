@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import pickle
 import re
 import zipfile
 import zlib
@@ -97,9 +98,8 @@ def read_header(path: Path) -> Header:
         size = stat.st_size
         with path.open("rb") as file:
             if size < 8:
-                raise CheckpointError(
-                    f"{path}: {'empty' if size == 0 else f'only {size} bytes'}: not a safetensors file"
-                )
+                what, rule = ("empty", "empty-file") if size == 0 else (f"only {size} bytes", "truncated-file")
+                raise CheckpointError(f"{path}: {what}: not a safetensors file", rule=rule)
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= _MAX_HEADER:
                 raise CheckpointError(f"{path}: does not start with a safetensors header")
@@ -107,7 +107,9 @@ def read_header(path: Path) -> Header:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
     if len(raw) < length:
-        raise CheckpointError(f"{path}: truncated inside its header ({size} bytes)", "copy or download it again")
+        raise CheckpointError(
+            f"{path}: truncated inside its header ({size} bytes)", "copy or download it again", "truncated-file"
+        )
     try:
         metadata, tensors = _split_header(raw.decode("utf-8"))
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
@@ -115,7 +117,8 @@ def read_header(path: Path) -> Header:
     expected = 8 + length + tensors.end
     if size != expected:
         what = f"truncated: {expected - size} bytes missing" if size < expected else f"{size - expected} bytes too long"
-        raise CheckpointError(f"{path}: {what} (header asks for {expected} bytes, file has {size})", "save it again")
+        message = f"{path}: {what} (header asks for {expected} bytes, file has {size})"
+        raise CheckpointError(message, "save it again", "truncated-file" if size < expected else "unreadable-file")
     fingerprint = hashlib.sha256(raw + f"|{size}|{stat.st_mtime_ns}".encode()).hexdigest()[:16]
     return Header(tensors.infos, metadata, fingerprint, tensors.layout, tensors.starts, 8 + length, size, stat.st_mtime)
 
@@ -291,6 +294,7 @@ class PickleFile:
             raise CheckpointError(
                 f"{path}: refused or unreadable as a weights-only pickle: {reason[:160]}",
                 "save it as safetensors with the trainer that wrote it",
+                _pickle_rule(path, error),
             ) from error
         state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
         entries = state.items() if isinstance(state, dict) else ()
@@ -384,8 +388,19 @@ def pickle_mentions(path: Path, words: Sequence[str]) -> bool:
                 name = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
                 structure = archive.open(name).read(_STRUCTURE) if name else b""
     except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, zlib.error, EOFError) as error:
-        raise CheckpointError(f"{path}: empty, truncated, or no torch pickle ({error})", "save it again") from error
+        message = f"{path}: empty, truncated, or no torch pickle ({error})"
+        raise CheckpointError(message, "save it again", _pickle_rule(path, error)) from error
     return any(word.encode() in structure for word in words)
+
+
+def _pickle_rule(path: Path, error: Exception) -> str:
+    """The rule for a pickle that was not opened: empty, refused since it names what only code would, or cut."""
+    try:
+        if not path.stat().st_size:
+            return "empty-file"
+    except OSError:
+        return "unreadable-file"
+    return "unsafe-pickle" if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error) else "truncated-file"
 
 
 def _side_by_side(parts: Iterable[tuple[int, memoryview]]) -> Iterator[tuple[int, list[memoryview]]]:
@@ -410,7 +425,7 @@ def _read_exactly(file: RawIOBase, offset: int, targets: list[memoryview]) -> No
         while targets:
             count = os.preadv(file.fileno(), targets, offset)
             if not count:
-                raise CheckpointError("the file ends inside a tensor")
+                raise CheckpointError("the file ends inside a tensor", rule="truncated-file")
             offset += count
             while targets and count >= targets[0].nbytes:
                 count -= targets.pop(0).nbytes
@@ -423,7 +438,7 @@ def _read_exactly(file: RawIOBase, offset: int, targets: list[memoryview]) -> No
     while filled < len(data):
         count = file.readinto(data[filled:]) or 0
         if not count:
-            raise CheckpointError("the file ends inside a tensor")
+            raise CheckpointError("the file ends inside a tensor", rule="truncated-file")
         filled += count
     for target in targets:
         target[:] = data[: target.nbytes]

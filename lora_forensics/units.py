@@ -123,9 +123,9 @@ class _Group:
         return len(self.entries) * sum(8 * math.prod(infos[key].shape) for key in self.module.keys.values())
 
     @property
-    def stretch(self) -> tuple[int, int]:
-        """The first and the last checkpoint."""
-        return self.entries[0].index, self.entries[-1].index
+    def stretch(self) -> tuple[int, ...]:
+        """The checkpoints; one that lacks the module may lie between the first and the others."""
+        return tuple(entry.index for entry in self.entries)
 
     @property
     def same_names(self) -> bool:
@@ -214,7 +214,7 @@ def _batches(groups: list[_Group], limit: int) -> Iterator[list[_Group]]:
 
 def _read(batch: list[_Group]) -> list[dict[str, _Tensors]]:
     """The tensors of every group by role; what several of them share is read once."""
-    wanted: dict[tuple[int, int], dict[str, None]] = {}
+    wanted: dict[tuple[int, ...], dict[str, None]] = {}
     for group in batch:
         if group.same_names:
             wanted.setdefault(group.stretch, {}).update(dict.fromkeys(group.module.keys.values()))
@@ -269,7 +269,9 @@ def _open(unit: Unit, index: int, result: UnitResult, before: _Opened | None) ->
         else:
             layout = read_layout(file.infos, settings)
         if not layout.modules and not layout.unread:
-            raise CheckpointError("no adapter in it: none of its tensors is one that an adapter writes")
+            raise CheckpointError(
+                "no adapter in it: none of its tensors is one that an adapter writes", rule="foreign-file"
+            )
     except CheckpointError as error:
         result.skipped.append(Skipped.because(checkpoint.path, error))
         return None
@@ -369,6 +371,7 @@ def _measure_group(
         if changed is not None:
             result.bias_norms[module.name] = float(changed[-1].norm())
     count = len(entries) - lead
+    result.rows["zero_share"].extend(_zero_shares(stacked.values())[lead:] or [None] * count)
     for metric in METRICS:
         known = metric.needs <= moments.known
         result.rows[metric.column.name].extend(metric.compute(moments).tolist() if known else [None] * count)
@@ -411,6 +414,22 @@ def _scales(group: _Group, tensors: Mapping[str, torch.Tensor], notices: Notices
         if scales[-1] is None and kind.scaled:
             notices.scale_unknown[name] = None
     return scales
+
+
+_NARROW = (torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)
+"""Types in which small numbers become 0."""
+
+
+def _zero_shares(tensors: Iterable[torch.Tensor]) -> list[float | None]:
+    """The share of zeros at every checkpoint among numbers in narrow types; empty if there are none."""
+    narrow = [widened(tensor).flatten(1) for tensor in tensors if tensor.dtype in _NARROW and tensor[0].numel() > 1]
+    if not narrow:
+        return []
+    zeros = torch.stack([(tensor == 0).sum(dim=1) for tensor in narrow]).double()
+    sizes = torch.tensor([[tensor.shape[1]] for tensor in narrow]).expand_as(zeros)
+    partly = zeros < sizes
+    shares = (zeros * partly).sum(dim=0) / (sizes * partly).sum(dim=0)
+    return [None if share != share else share for share in shares.tolist()]
 
 
 def _stack(tensors: _Tensors) -> torch.Tensor:

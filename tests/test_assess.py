@@ -457,7 +457,7 @@ def test_verdict_json_has_the_keys_of_the_contract(status: Status, losses: bool)
     assert document["status"] == status
     assert document["schema"] == 1
     for entry in document["findings"]:
-        assert set(entry) == {"rule", "severity", "message", "hint"}
+        assert set(entry) == {"rule", "severity", "message", "hint", "docs"}
         assert entry["severity"] in {"info", "warning", "error"}
     for entry in document["candidates"]:
         assert {"checkpoint", "step", "why"} <= set(entry)

@@ -25,6 +25,8 @@ from lora_forensics.formats import formats_markdown
 from lora_forensics.metrics import METRICS
 from lora_forensics.reference import columns_markdown
 from lora_forensics.reports import REPORTS
+from lora_forensics.rule_pages import rules_markdown
+from lora_forensics.settings import settings_markdown
 
 REPOSITORY = Path(__file__).parent.parent
 REGENERATE = os.environ.get("LORA_FORENSICS_REGENERATE") == "1"
@@ -78,6 +80,15 @@ def test_the_page_of_columns_is_fresh() -> None:
     if REGENERATE:
         page.write_text(columns_markdown(), "utf-8")
     assert page.read_text("utf-8") == columns_markdown()
+
+
+def test_the_pages_of_rules_and_settings_are_fresh() -> None:
+    """docs/rules.md and docs/configuration.md are made from the tables."""
+    for name, text in (("rules", rules_markdown()), ("configuration", settings_markdown())):
+        page = REPOSITORY / "docs" / f"{name}.md"
+        if REGENERATE:
+            page.write_text(text, "utf-8")
+        assert page.read_text("utf-8") == text
 
 
 def test_the_page_of_formats_is_fresh() -> None:

@@ -32,7 +32,7 @@ def open_adapter(folder: Path, files: Collection[str], name: str, step: int | No
     weights = next((weights for weights in WEIGHTS if weights in files), None)
     if weights is None:
         missing = f"has {CONFIG} but no {WEIGHTS[0]}: the save was not finished"
-        return Skipped(folder, missing) if CONFIG in files else None
+        return Skipped(folder, missing, rule="unfinished-save") if CONFIG in files else None
     path = folder / weights
     try:
         return stat_checkpoint(

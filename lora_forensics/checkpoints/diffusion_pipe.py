@@ -123,7 +123,7 @@ def _open(path: Path, name: str, marked: bool) -> Checkpoint | Skipped | None:
         return None
     weights = next((weights for weights in _WEIGHTS if weights in names), None)
     if "tmp" in names and names <= {"tmp", _CONFIG, *_WEIGHTS}:
-        return Skipped(path, "has a folder tmp: the save was not finished")
+        return Skipped(path, "has a folder tmp: the save was not finished", rule="unfinished-save")
     if weights is None:
         return None
     try:

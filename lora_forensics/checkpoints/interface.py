@@ -125,7 +125,7 @@ def stat_checkpoint(path: Path, name: str, step: int | None, config: Path | None
     if path.suffix == SAFETENSORS:
         header = read_header(path)
         if header.size == header.data_start:
-            raise CheckpointError(f"{path}: {_EMPTY}")
+            raise CheckpointError(f"{path}: {_EMPTY}", rule="empty-tensors")
         found = from_header(path, name, step, header)
     else:
         fingerprint = file_fingerprint(path)

@@ -113,10 +113,14 @@ class Kohya:
                 yield Skipped(folder.folders.pop(name), "training state", expected=True)
         runs = _joined(groups)
         logs = log_folders(folder.path) if runs else {}
+        finals = {file.stem: file for run in runs for session in run for file in session.files if file.kind == "last"}
         for run in runs:
-            yield self._run(
-                folder, run, tuple(damaged.pop(run[0].files[0].stem, ())), _Logs(logs, alone=len(runs) == 1)
-            )
+            stem, alone = run[0].files[0].stem, len(runs) == 1
+            found = self._run(folder, run, tuple(damaged.pop(stem, ())), _Logs(logs, alone=alone))
+            own = [file for session in run for file in session.files]
+            if stem in finals and not any(file.kind == "last" for file in own):
+                found = replace(found, findings=(*found.findings, _overwritten(finals[stem].path)))
+            yield found
 
     def owns(self, header: Header) -> bool:
         """Whether a file with kohya's names is this trainer's; OneTrainer writes its own mark into the header."""
@@ -191,6 +195,11 @@ _EPOCHS_ONLY = Finding(
     "the files hold no metadata: their steps are unknown, so all steps below count epochs",
     "train without --no_metadata",
 )
+
+
+def _overwritten(final: Path) -> Finding:
+    message = f"{final.name} was written by another training under this name: it is not the end of this run"
+    return Finding("final-overwritten", "warning", message, "give each training its own name (--output_name)")
 
 
 def _parse_name(name: str) -> tuple[str, str, int | None]:

@@ -53,13 +53,15 @@ class NeMo:
             entry = open_adapter(path, entries(path)[0], f"{name}/hf_adapter", int(match[1]))
             if entry is None and (folder.folders[name] / "weights" / "adapter_metadata.json").is_file():
                 entry = Skipped(
-                    folder.folders[name], "an adapter in Megatron's distributed format: export it to hf_adapter"
+                    folder.folders[name],
+                    "an adapter in Megatron's distributed format: export it to hf_adapter",
+                    rule="unplaced-adapter",
                 )
             if entry is None:
                 continue
             del folder.folders[name]
             if name + _UNFINISHED in folder.files:
-                entry = Skipped(path, "a save that was not finished")
+                entry = Skipped(path, "a save that was not finished", rule="unfinished-save")
             if isinstance(entry, Checkpoint):
                 runs.setdefault(name.partition("--")[0], []).append(entry)
             else:

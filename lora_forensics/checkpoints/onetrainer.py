@@ -110,7 +110,11 @@ class OneTrainer:
             lost += [Skipped(path, "backups: training states", expected=True)] if saves else spoiled
             saves = saves or ({None: backups} if backups else {})
         for name in [] if saves else _finals(folder):
-            yield Skipped(folder.files.pop(name), "a final file of OneTrainer: unknown which saves are of its run")
+            yield Skipped(
+                folder.files.pop(name),
+                "a final file of OneTrainer: unknown which saves are of its run",
+                rule="unplaced-adapter",
+            )
         runs = [(prefix, run) for prefix, found in saves.items() for run in _joined(_sessions(found, prefix, space))]
         newest = {_destination(run): run for _, run in sorted(runs, key=lambda entry: entry[1][-1].saves[-1].time)}
         for prefix, run in runs:
@@ -184,7 +188,7 @@ def _finals(folder: Folder) -> list[str]:
 def _others(folder: Folder) -> Iterator[Skipped]:
     for name, path in folder.files.items():
         if name.endswith(SAFETENSORS):
-            yield Skipped(path, "in a save folder of OneTrainer, but not named like a save")
+            yield Skipped(path, "in a save folder of OneTrainer, but not named like a save", rule="unplaced-adapter")
 
 
 def _sessions(saves: list[_Save], prefix: str | None, space: Path) -> list[_Session]:

@@ -171,7 +171,7 @@ def _checkpoints(folder: Folder) -> tuple[list[Save], list[Skipped]]:
             saves.append(save)
         elif not problems:
             if not any(file.endswith(".safetensors") for file in files):  # else a model that was trained as a whole
-                bare.append((name, Skipped(save.folder, without_adapter(folders))))
+                bare.append((name, Skipped(save.folder, without_adapter(folders), rule="unfinished-save")))
             continue
         skipped += problems
         del folder.folders[name]
@@ -179,7 +179,7 @@ def _checkpoints(folder: Folder) -> tuple[list[Save], list[Skipped]]:
         skipped.append(problem)
         del folder.folders[name]
     for name in [n for n in folder.folders if saves and _UNFINISHED.fullmatch(n)]:
-        skipped.append(Skipped(folder.folders.pop(name), "a save that was interrupted"))
+        skipped.append(Skipped(folder.folders.pop(name), "a save that was interrupted", rule="unfinished-save"))
     return saves, skipped
 
 
@@ -233,7 +233,7 @@ def _trainings(saves: list[Save]) -> tuple[list[list[Save]], list[Skipped]]:
     trainings.sort(key=lambda training: -max(_modified(save) for save in training))
     trainings[0] += [save for save in mute if not save.name]  # the final save without a history is the newest's
     reason = "several trainings wrote into this folder and it has no history: unknown of which it is"
-    return trainings, [Skipped(save.folder, reason) for save in mute if save.name]
+    return trainings, [Skipped(save.folder, reason, rule="unplaced-adapter") for save in mute if save.name]
 
 
 def _modified(save: Save) -> float:

@@ -110,11 +110,13 @@ def _saves(folder: Folder) -> Iterator[_Save]:
 def _skip(save: _Save, guarded: bool) -> Skipped | None:
     """Why a save is not used; `guarded` says that an earlier one has the mark of a finished save."""
     if save.unfinished:
-        return Skipped(save.path, "a temporary folder: the save was not finished")
+        return Skipped(save.path, "a temporary folder: the save was not finished", rule="unfinished-save")
     if _GUARD not in save.files and (guarded or _MANIFEST in save.files) and WEIGHTS in save.files:
-        return Skipped(save.path, "has no .guard: the save was not finished")
+        return Skipped(save.path, "has no .guard: the save was not finished", rule="unfinished-save")
     if WEIGHTS not in save.files and any(_STATE.fullmatch(name) for name in save.files):
-        return Skipped(save.path, f"holds no {WEIGHTS}: the save was not finished, or is no LoRA")
+        return Skipped(
+            save.path, f"holds no {WEIGHTS}: the save was not finished, or is no LoRA", rule="unfinished-save"
+        )
     return None
 
 

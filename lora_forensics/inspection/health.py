@@ -12,13 +12,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from lora_forensics.inspection.values import ModuleFacts, TensorFacts
 from lora_forensics.notices import some
 from lora_forensics.records import Finding
+from lora_forensics.rules import Thresholds
 
-_FAR = 10.0
-"""A change so many times the median of its family stands out."""
-_FAMILY = 4
-"""Modules that make a family."""
-_FLUSHED = 0.05
-"""Share of zeros from which on a type with few exponents is suspected."""
+_BOUNDS = Thresholds()
 _NARROW = ("F16", "F8_E4M3", "F8_E5M2")
 """Types in which small numbers become 0; BF16 has the exponents of F32."""
 
@@ -39,11 +35,12 @@ def health(modules: Sequence[ModuleFacts], tensors: Sequence[TensorFacts]) -> It
         yield Finding("dead-modules", "warning", message, "they were frozen, or their gradient never arrived")
     far = list(_outliers(modules))
     if far:
-        message = f"{len(far)} of {len(modules)} modules change more than {_FAR:g} times the median of their family"
+        times = f"{_BOUNDS.outlier_factor:g} times the median of their family"
+        message = f"{len(far)} of {len(modules)} modules change more than {times}"
         yield Finding(
             "outlier-modules", "warning", f"{message}: {some(far)}", "they may dominate the result, or stack badly"
         )
-    large = [module for module in modules if module.metric("relative_norm") > 1]
+    large = [module for module in modules if module.metric("relative_norm") > _BOUNDS.relative_norm]
     if large:
         message = (
             f"{len(large)} of {len(modules)} changes are larger than the weight below: {some(m.module for m in large)}"
@@ -51,7 +48,7 @@ def health(modules: Sequence[ModuleFacts], tensors: Sequence[TensorFacts]) -> It
         yield Finding("larger-than-weight", "warning", message, "the scale or the learning rate may be too high")
     narrow = [t for t in tensors if t.dtype in _NARROW and t.zeros < t.entries]
     zeros, entries = sum(t.zeros for t in narrow), sum(t.entries for t in narrow)
-    if entries and zeros / entries > _FLUSHED:
+    if entries and zeros / entries > _BOUNDS.zero_share:
         message = f"{zeros / entries:.0%} of the {'/'.join(sorted({t.dtype for t in narrow}))} numbers are exactly 0"
         yield Finding(
             "flushed-to-zero", "warning", message, "numbers too small for the type were lost: save as bf16 or fp32"
@@ -70,6 +67,6 @@ def _outliers(modules: Sequence[ModuleFacts]) -> Iterable[str]:
         known = [m for m in family if m.metric("relative_norm") > 0]
         name = "relative_norm" if len(known) == len(family) else "delta_norm"
         sizes = [size for m in family if math.isfinite(size := m.metric(name)) and size > 0]
-        if len(sizes) >= _FAMILY:
-            bound = _FAR * statistics.median(sizes)
+        if len(sizes) >= _BOUNDS.family:
+            bound = _BOUNDS.outlier_factor * statistics.median(sizes)
             yield from (m.module for m in family if m.metric(name) > bound)

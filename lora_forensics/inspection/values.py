@@ -252,7 +252,7 @@ class Inspection:
             "modules": [module.to_dict() for module in self.modules],
             "unresolved": self.unresolved(),
             "other_tensors": self.other_tensors,
-            "findings": [asdict(finding) for finding in self.findings],
+            "findings": [finding.to_dict() for finding in self.findings],
             "tensors": [asdict(tensor) for tensor in self.tensors],
             "metadata": dict(self.metadata),
             "config": dict(self.config),

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from lora_forensics.gate import accepted, fingerprints
+from lora_forensics.gate import accepted
 from lora_forensics.records import Summary, Verdict
 from lora_forensics.reports import text
 
@@ -24,13 +24,12 @@ class GitHubReport:
 
     def render(self, summary: Summary) -> str:
         """The lines."""
-        found = [(*pair, verdict) for verdict in summary.runs for pair in fingerprints(verdict, summary.gate)]
-        open_ = [entry for entry in found if not accepted(entry[1], summary.gate)]
-        open_.sort(key=lambda entry: _ORDER.index(entry[0].severity) if entry[0].severity in _ORDER else 0)
+        open_ = [entry for entry in marked(summary) if not accepted(entry[3], summary.gate)]
+        open_.sort(key=lambda entry: _ORDER.index(entry[2].severity) if entry[2].severity in _ORDER else 0)
         lines = []
-        for finding, _, verdict in open_:
-            name, title = _COMMANDS.get(finding.severity, "warning"), f"{finding.rule}: {verdict.run}"
-            lines.append(_command(name, title, finding.message, finding.hint, _file(verdict)))
+        for run, path, finding, _ in open_:
+            name, title = _COMMANDS.get(finding.severity, "warning"), f"{finding.rule}{': ' if run else ''}{run}"
+            lines.append(_command(name, title, finding.message, finding.hint, _file(path)))
         lines += [*_skipped(summary), *map(_verdict, summary.runs)]
         return "\n".join([*lines, _command("notice", "lora-forensics", text.totals(summary))]) + "\n"
 
@@ -39,7 +38,7 @@ def _verdict(verdict: Verdict) -> str:
     kept = f"keep {verdict.keep.checkpoint}: " if verdict.keep else ""
     status = text.STATUS.get(verdict.status, verdict.status)
     said = dict.fromkeys((f"{kept}{text.why(verdict)}", f"{status}: {text.headline(verdict)}"))
-    return _command("notice", verdict.run or ".", "; ".join(said), "", _file(verdict))
+    return _command("notice", verdict.run or ".", "; ".join(said), "", _file(verdict.path))
 
 
 def _skipped(summary: Summary) -> Iterator[str]:
@@ -48,11 +47,11 @@ def _skipped(summary: Summary) -> Iterator[str]:
         yield _command("warning", f"{text.count(times, 'file')} skipped", reason)
 
 
-def _file(verdict: Verdict) -> Mapping[str, str]:
+def _file(path: str | None) -> Mapping[str, str]:
     """Where the run lies, if that is in the checkout."""
-    if verdict.path is None or "://" in verdict.path or not Path(verdict.path).is_relative_to(Path.cwd()):
+    if path is None or "://" in path or not Path(path).is_relative_to(Path.cwd()):
         return {}
-    return {"file": Path(verdict.path).relative_to(Path.cwd()).as_posix()}
+    return {"file": Path(path).relative_to(Path.cwd()).as_posix()}
 
 
 def _command(name: str, title: str, message: str, hint: str = "", place: Mapping[str, str] | None = None) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_forensics.errors import UsageError
 from lora_forensics.gate import accepted, counts, fingerprints
-from lora_forensics.records import Skipped, Summary, Verdict
+from lora_forensics.records import Finding, Skipped, Summary, Verdict
 from lora_forensics.reports import text
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ class JUnitReport:
         document: Any = JUnitXml("lora-forensics")
         for verdict in summary.runs:
             document.add_testsuite(_suite(verdict, summary))
-        if skipped := _skipped(summary.skipped):
-            document.add_testsuite(_closed("files of no run", skipped))
+        if alone := _findings("", summary.findings, summary) + _skipped(summary.skipped):
+            document.add_testsuite(_closed("files of no run", alone))
         document.update_statistics()
         written: bytes = document.tostring()
         return written.decode("utf-8").rstrip() + "\n"
@@ -50,16 +50,20 @@ class JUnitReport:
 
 def _suite(verdict: Verdict, summary: Summary) -> TestSuite:
     name = text.plain(verdict.run) or "."
-    cases = [_verdict(verdict, name)]
-    for finding, fingerprint in fingerprints(verdict, summary.gate):
-        said = f"{finding.severity}: {finding.message}"
-        case = _case(finding.rule, name, said)
+    cases = [_verdict(verdict, name), *_findings(verdict.run, verdict.findings, summary)]
+    return _closed(name, cases + _skipped(verdict.skipped))
+
+
+def _findings(run: str, findings: Iterable[Finding], summary: Summary) -> list[TestCase]:
+    cases = []
+    for finding, fingerprint in fingerprints(run, findings, summary.gate):
+        case = _case(finding.rule, text.plain(run) or ".", f"{finding.severity}: {finding.message}")
         if accepted(fingerprint, summary.gate):
             case.result = [_result("Skipped", "accepted by the baseline")]
         elif counts(finding, summary.gate.fail_on or _UNSAID):
             case.result = [_result("Failure", finding.message, finding.severity, finding.hint)]
         cases.append(case)
-    return _closed(name, cases + _skipped(verdict.skipped))
+    return cases
 
 
 def _verdict(verdict: Verdict, name: str) -> TestCase:

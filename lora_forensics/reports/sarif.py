@@ -7,7 +7,7 @@ from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import quote
 
-from lora_forensics.gate import accepted, fingerprints
+from lora_forensics.gate import accepted
 from lora_forensics.records import Finding, Gate, Summary, Verdict
 from lora_forensics.reports import text
 from lora_forensics.reports.json import to_json
@@ -27,8 +27,8 @@ class SarifReport:
 
     def render(self, summary: Summary) -> str:
         """The document, indented."""
-        found = [(verdict, *pair) for verdict in summary.runs for pair in fingerprints(verdict, summary.gate)]
-        rules = sorted({finding.rule for _, finding, _ in found})
+        found = list(marked(summary))
+        rules = sorted({finding.rule for _, _, finding, _ in found})
         results = [_result(*entry, rules, summary.gate) for entry in found]
         driver: dict[str, Any] = {"name": "lora-forensics", "rules": [_rule(rule) for rule in rules]}
         if version := summary.versions.get("lora-forensics"):
@@ -44,22 +44,28 @@ class SarifReport:
 
 
 def _rule(rule: str) -> dict[str, Any]:
-    about = RULES.get(rule, "a finding of another version")
+    known = RULES.get(rule)
+    if known is None:
+        return {"id": text.plain(rule), "shortDescription": {"text": "a finding of another version"}}
     return {
-        "id": text.plain(rule),
-        "shortDescription": {"text": about},
-        "help": {"text": f"{about}. Each result says what to do about it; `lora-forensics rules` lists all rules."},
+        "id": rule,
+        "shortDescription": {"text": text.plain(known.about)},
+        "fullDescription": {"text": text.plain(known.why)},
+        "help": {"text": f"{text.plain(known.fix)} `lora-forensics rules {rule}` says more."},
+        "defaultConfiguration": {"level": _LEVELS[known.severity]},
     }
 
 
-def _result(verdict: Verdict, finding: Finding, fingerprint: str, rules: list[str], gate: Gate) -> dict[str, Any]:
-    parts = (finding.message, finding.hint)
+def _result(
+    run: str, path: str | None, finding: Finding, fingerprint: str, rules: list[str], gate: Gate
+) -> dict[str, Any]:
+    parts = (f"{run}: {finding.message}" if run else finding.message, finding.hint)
     result = {
         "ruleId": text.plain(finding.rule),
         "ruleIndex": rules.index(finding.rule),
         "level": _LEVELS.get(finding.severity, "warning"),
-        "message": {"text": ". ".join(_message(part) for part in (f"{verdict.run}: {parts[0]}", parts[1]) if part)},
-        "locations": _locations(verdict.path, "/"),
+        "message": {"text": ". ".join(_message(part) for part in parts if part)},
+        "locations": _locations(path, "/"),
         "partialFingerprints": {"loraForensicsFinding/v1": fingerprint},
     }
     if accepted(fingerprint, gate):

@@ -59,7 +59,7 @@ class TerminalReport:
         end = page.lines + _MOST
         page.head(text.plain(verdict.run) or ".", text.facts(verdict))
         self._verdict(page, verdict)
-        left = sorted(verdict.findings, key=lambda finding: _ORDER.get(finding.severity, 0))
+        left = sorted(text.untold(verdict), key=lambda finding: _ORDER.get(finding.severity, 0))
         while left and (self._verbose or page.lines + page.room(left[0].message) <= end - (len(left) > 1)):
             self._finding(page, left[0], end - (len(left) > 1))
             left.pop(0)

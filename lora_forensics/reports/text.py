@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from lora_forensics.records import Skipped, Summary, Verdict
+from lora_forensics.records import Finding, Skipped, Summary, Verdict
 
 RESTS_ON = {
     "held_out_loss": "lowest held-out loss",
@@ -213,6 +213,12 @@ def analyses(verdict: Verdict) -> str:
     return "; ".join(plain(entry.get("words", "")) for entry in entries)
 
 
+def untold(verdict: Verdict) -> list[Finding]:
+    """Findings that neither the verdict's sentence nor the list of skipped files tells already."""
+    files, sentence = {entry.rule or "unreadable-file" for entry in verdict.skipped}, headline(verdict)
+    return [f for f in verdict.findings if f.rule not in files and not sentence.startswith(plain(f.message) or "\0")]
+
+
 def last(verdict: Verdict) -> str:
     """Whether the last checkpoint is past the turning point; '' where that is not known, or a finding says it."""
     if verdict.last_is_past_turning_point is None:
@@ -245,6 +251,9 @@ def totals(summary: Summary) -> str:
         parts.append(f"{count(len(skipped) - foreign, 'file')} skipped")
     if foreign:
         parts.append(f"{count(foreign, 'other file')} {'is no checkpoint' if foreign == 1 else 'are no checkpoints'}")
+    ignored = summary.ignored + sum(verdict.ignored for verdict in summary.runs)
+    if ignored:
+        parts.append(f"{count(ignored, 'finding')} ignored")
     return "; ".join(parts)
 
 

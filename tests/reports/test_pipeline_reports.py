@@ -28,7 +28,7 @@ def judged(verdict: Callable[..., Verdict]) -> Callable[..., Summary]:
 
     def make(*fail_on: str, accepted: tuple[Finding, ...] = ()) -> Summary:
         one = replace(verdict("a"), findings=(ERROR, WARNING, NOTE))
-        prints = dict(fingerprints(one, Gate()))
+        prints = dict(fingerprints(one.run, one.findings, Gate()))
         gate = Gate(frozenset(fail_on), frozenset(prints[finding] for finding in accepted))
         return Summary((one,), (), {"lora-forensics": "1.2.3"}, None, gate)
 
@@ -104,7 +104,7 @@ def test_sarif_marks_what_the_baseline_accepts(judged: Callable[..., Summary]) -
     summary = judged(accepted=(WARNING,))
     text = SarifReport().render(summary)
     assert text.count('"suppressions"') == 1
-    for _, mark in fingerprints(summary.runs[0], summary.gate):
+    for _, mark in fingerprints(summary.runs[0].run, summary.runs[0].findings, summary.gate):
         assert mark in text
 
 

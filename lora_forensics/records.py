@@ -369,11 +369,11 @@ class Summary:
     versions: dict[str, str] = field(default_factory=dict)
     folder: Path | None = None
     """OUT, where the runs' tables and plots lie; None if nothing was written."""
+    gate: Gate = Gate()
     findings: tuple[Finding, ...] = ()
     """About what belongs to no run."""
     ignored: int = 0
     """Of these, how many `--ignore` or `--select` left out; each run has its own number."""
-    gate: Gate = Gate()
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON-ready form: contract of summary.json."""

@@ -65,6 +65,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("learning-rate", "number", "1e-4", "divide by this rate instead of the recorded ones"),
     Setting("report", "list of texts", '["markdown"]', "reports to write"),
     Setting("fail-on", "list of texts", '["error", "last-is-past"]', "rules and severities that make the exit code 1"),
+    Setting("baseline", "path", '"accepted.json"', "a file of findings that are accepted"),
     Setting("select", "list of texts", '["error", "warning"]', "report these rules and severities only"),
     Setting("ignore", "list of texts", '["weak-evidence"]', "leave these rules and severities out"),
     Setting("no-plots", "true or false", "true", "draw no figures"),

@@ -16,7 +16,7 @@ from lora_forensics.commands.configured import _defaults
 from lora_forensics.errors import UsageError
 from lora_forensics.settings import KINDS, SETTINGS, Settings, find_settings, read_settings
 
-NOT_IN_A_FILE = {"json", "quiet", "rescan", "config", "no-config", "runs"}
+NOT_IN_A_FILE = {"json", "quiet", "rescan", "config", "no-config", "runs", "write-baseline", "redact"}
 """Of one run of the command, not of a project."""
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from lora_forensics.gate import accepted
+from lora_forensics.gate import accepted, marked
 from lora_forensics.records import Summary, Verdict
 from lora_forensics.reports import text
 

@@ -7,7 +7,7 @@ from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import quote
 
-from lora_forensics.gate import accepted
+from lora_forensics.gate import accepted, marked
 from lora_forensics.records import Finding, Gate, Summary, Verdict
 from lora_forensics.reports import text
 from lora_forensics.reports.json import to_json

@@ -305,8 +305,8 @@ RULES: dict[str, Rule] = {
         "an initialisation that changes the base weight, such as PiSSA",
         "warning",
         "PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA subtract the adapter's start from the frozen weight: B @ A is not the "
-        "change of the stock model, and without that step the adapter has no sensible effect on it. Where the start can "
-        "be computed again (PiSSA, OLoRA) or was saved, it is subtracted and nothing is said.",
+        "change of the stock model, and without that step the adapter has no sensible effect on it. Where the start "
+        "can be computed again (PiSSA, OLoRA) or was saved, it is subtracted and nothing is said.",
         "Keep the adapter as it was before the first step in a folder `init` beside the checkpoints, or convert it.",
         source="Meng et al., PiSSA, 2024",
     ),

@@ -84,16 +84,20 @@ MODULE_COLUMNS = (
         "Float64",
         "multiplier on B @ A (alpha / rank, or alpha / sqrt(rank) with rsLoRA); null for kinds without one",
     ),
+    Column("rows", "Int64", "rows of W, the outputs"),
+    Column("columns", "Int64", "columns of W, the inputs (convolution: in * kh * kw)"),
+)
+"""Columns of layers.parquet that say what a row is about; the metrics follow them."""
+
+STORAGE_COLUMNS = (
     Column(
         "zero_share",
         "Float64",
         "share of its numbers that are exactly 0, tensors of zeros alone left out; null for types with the exponents "
         "of float32, which lose none",
     ),
-    Column("rows", "Int64", "rows of W, the outputs"),
-    Column("columns", "Int64", "columns of W, the inputs (convolution: in * kh * kw)"),
 )
-"""Columns of layers.parquet that say what a row is about; the metrics follow them."""
+"""Columns at the end of layers.parquet: what storing the numbers did to them."""
 
 CHECKPOINT_COLUMNS = (
     *_PLACE,

@@ -13,9 +13,9 @@ from lora_forensics.analyses import ANALYSIS_COLUMNS
 from lora_forensics.metrics import METRICS
 from lora_forensics.notices import MEASURING_RULES, Notices
 from lora_forensics.records import BaseModelSummary, Checkpoint, Finding, Run, RunNotes, Skipped
-from lora_forensics.series import CHECKPOINT_COLUMNS, MODULE_COLUMNS, schema
+from lora_forensics.series import CHECKPOINT_COLUMNS, MODULE_COLUMNS, STORAGE_COLUMNS, schema
 
-LAYER_COLUMNS = (*MODULE_COLUMNS, *(metric.column for metric in METRICS), *ANALYSIS_COLUMNS)
+LAYER_COLUMNS = (*MODULE_COLUMNS, *(metric.column for metric in METRICS), *ANALYSIS_COLUMNS, *STORAGE_COLUMNS)
 """Columns of layers.parquet."""
 _SCHEMA = pl.Schema(schema(LAYER_COLUMNS))
 

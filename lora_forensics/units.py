@@ -36,7 +36,7 @@ from lora_forensics.moments import Weight, begun_anew, count_nonfinite, fitting,
 from lora_forensics.notices import Notices
 from lora_forensics.records import Checkpoint, Skipped, Unresolved, WeightRef
 from lora_forensics.remote import RemotePath
-from lora_forensics.series import MODULE_COLUMNS
+from lora_forensics.series import MODULE_COLUMNS, STORAGE_COLUMNS
 from lora_forensics.stacking import UnreadableError, ahead, keep_freed_memory, read_together
 from lora_forensics.tensors import Tensors, open_tensors
 
@@ -165,7 +165,7 @@ def _measure(unit: Unit, broken: Mapping[int, Skipped], advance: Callable[[float
     Raises:
         UnreadableError: another one is broken; its position is that in the unit.
     """
-    columns = (*MODULE_COLUMNS, *(metric.column for metric in METRICS), *ANALYSIS_COLUMNS)
+    columns = (*MODULE_COLUMNS, *(metric.column for metric in METRICS), *ANALYSIS_COLUMNS, *STORAGE_COLUMNS)
     result = UnitResult({column.name: [] for column in columns})
     opened: list[_Opened] = []
     for index in range(len(unit.checkpoints)):

@@ -135,7 +135,7 @@ def test_every_column_of_the_contract_is_filled(tmp_path: Path) -> None:
     layers = measure_run(discover(written.path), written.base, options=options).layers
     assert layers.columns == [column.name for column in LAYER_COLUMNS]
     null = [name for name in layers.columns if layers[name].null_count()]
-    assert null == ["scale_mean", "scale_spread", "scale_carried", "changed_share"]
+    assert null == ["scale_mean", "scale_spread", "scale_carried", "changed_share", "zero_share"]
     floats = layers.select(pl.col(pl.Float64))
     nan = [name for name in floats.columns if floats[name].is_nan().any()]
     assert nan == ["rotation", "step_size", "step_alignment", "down_rotation", "up_rotation"]

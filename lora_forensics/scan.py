@@ -228,7 +228,8 @@ def load_summary(out: Path) -> Summary:
         skipped = tuple(map(Skipped.from_dict, document["skipped"]))
         verdicts = tuple(Verdict.from_dict(entry) for entry in document["runs"])
         findings = tuple(map(Finding.from_dict, document.get("findings", ())))
-        return Summary(verdicts, skipped, document["versions"], out, findings, document.get("ignored", 0))
+        ignored = document.get("ignored", 0)
+        return Summary(verdicts, skipped, document["versions"], out, findings=findings, ignored=ignored)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"damaged ({error})"
         hint = "give the folder that a scan wrote with --out"

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from lora_forensics.records import Candidate, Finding
 from lora_forensics.series import write_text
@@ -121,6 +120,8 @@ def difference(worse: Sequence[float], best: Sequence[float]) -> Difference:
     mean = float(gaps.mean())
     if gaps.size < 2:
         return Difference(mean, None, None)
+    from scipy import stats  # takes longer than a rescan with nothing new
+
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, gaps.size - 1) * gaps.std(ddof=1) / math.sqrt(gaps.size))
     return Difference(mean, mean - half, mean + half)
 

@@ -120,6 +120,7 @@ def test_another_probe_at_the_same_time_keeps_its_scores(place: Path) -> None:
     folder, other = place / "out" / "run", Score("checkpoint-10", "print", "another scorer", 1.5)
     (place / "beside.py").write_text(
         "import sys, pathlib\n"
+        f"sys.path.insert(0, {str(Path(__file__).parents[2])!r})\n"
         "from lora_forensics.probed import Score, load_probed, save_probed\n"
         "folder = pathlib.Path(sys.argv[2])\n"
         f"save_probed(folder, load_probed(folder).with_score({other!r}))\n"

@@ -205,7 +205,7 @@ def scan(
     elif not quiet:
         _print_report("terminal", done.summary, verbose=verbose)
         click.echo(_what_was_measured(done.new, done.known))
-    code, reason = done.outcome(fail_on, strict)
+    code, reason = done.outcome(strict)
     if reason:
         _complain(reason)
     return code

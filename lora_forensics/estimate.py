@@ -10,6 +10,7 @@ import torch
 
 from lora_forensics.adapters import read_layout, read_settings
 from lora_forensics.records import Checkpoint
+from lora_forensics.stacking import BATCHES
 from lora_forensics.tensors import open_tensors
 
 _READING = 1.5e9
@@ -59,7 +60,7 @@ def estimate(checkpoints: list[Checkpoint], together: int, memory: int, device: 
     units = -(-count // together)
     to_read = sum(checkpoint.size for checkpoint in checkpoints) + (2 * entries * units if base else 0)
     computing = count * (products * base / _rate(torch.float32, device) + grams / _rate(torch.float64, device))
-    held = 2 * max(memory // 32, width * largest) + 4 * width * largest
+    held = 2 * max(memory // BATCHES, width * largest) + 4 * width * largest
     seconds = max(computing * 1.2, to_read / _READING) + _EACH * len(modules) * units
     return Estimate(seconds, int(_INTERPRETER + held), len(modules), count, to_read)
 

@@ -24,7 +24,6 @@ from lora_forensics.redaction import Redaction, redacted
 from lora_forensics.remote import fresh
 from lora_forensics.reports import REPORTS, PagedReport, available
 from lora_forensics.reports.text import count
-from lora_forensics.rules import matching
 from lora_forensics.selection import Selection
 from lora_forensics.series import read_table, write_text
 from lora_forensics.similarity import AssessOptions
@@ -38,6 +37,7 @@ from lora_forensics.store import (
     save_runs,
     stored_verdict,
 )
+from lora_forensics.tables import Measured
 from lora_forensics.triage import file_findings
 
 REDACTED = "redacted"
@@ -47,7 +47,6 @@ __all__ = [
     "REDACTED",
     "Scan",
     "ScanOptions",
-    "check_rules",
     "load_summary",
     "locate_run",
     "pick_checkpoint",
@@ -74,12 +73,11 @@ class Scan:
     selection: Selection = field(default_factory=Selection)
     """Which findings count; those of the summary are chosen already."""
 
-    def outcome(self, fail_on: Iterable[str] = (), strict: bool = False) -> tuple[int, str]:
+    def outcome(self, strict: bool = False) -> tuple[int, str]:
         """The contract's exit code and why it is not 0.
 
-        0; 1 (a finding that `fail_on` names); 2 (nothing measured, or a damaged file and `strict`); 3 (some not).
+        0; 1 (a finding that the gate names); 2 (nothing measured, or a damaged file and `strict`); 3 (some not).
         """
-        wanted = check_rules(fail_on)
         verdicts = self.summary.runs
         skipped = (*self.summary.skipped, *(s for v in verdicts for s in v.skipped))
         damaged = [s for s in skipped if not s.expected and self.selection.keeps_file(s)]
@@ -92,8 +90,7 @@ class Scan:
             return 2, f"{count(len(damaged), 'damaged file')} skipped, first {damaged[0].path}: {damaged[0].reason}"
         if self.failed:
             return 3, unmeasured
-        gate = replace(self.summary.gate, fail_on=self.summary.gate.fail_on | wanted)
-        for run, finding in failing(replace(self.summary, gate=gate)):
+        for run, finding in failing(self.summary):
             return 1, f"{run}{': ' if run else ''}{finding.rule} ({finding.severity}): {finding.message}"
         return 0, ""
 
@@ -102,15 +99,6 @@ class Scan:
         hidden = Redaction(self.summary)
         failed = tuple((hidden.run(name), hidden.text(reason)) for name, reason in self.failed)
         return replace(self, summary=redacted(self.summary), failed=failed)
-
-
-def check_rules(names: Iterable[str]) -> set[str]:
-    """Rules and severities that `--fail-on` names, a rule also by the beginning of its id.
-
-    Raises:
-        UsageError: there is no such rule; a pipeline that waits for it would never fail.
-    """
-    return matching(names)
 
 
 def present(out: Path) -> tuple[str, ...]:
@@ -255,8 +243,7 @@ def report(
             lost.append(Skipped(folder, "its tables are missing or damaged: scan again"))
             verdicts.append(verdict)
         elif options is None:
-            series = read_table(folder / "series.parquet")
-            save_plots(folder / "plots", series, stored.layers, stored.checkpoints, verdict)
+            _plot(folder, stored, verdict, folder)
             verdicts.append(verdict)
         else:
             probed = load_probed(folder)
@@ -307,16 +294,20 @@ def write_redacted(summary: Summary, names: Iterable[str], plots: bool) -> Summa
     if folder is None:
         return shared
     for verdict, label in zip(summary.runs, shared.runs, strict=True) if plots else ():
-        own, stored = folder / verdict.run, load_measured(folder / verdict.run)
+        stored = load_measured(folder / verdict.run)
         if stored is not None:
-            series = read_table(own / "series.parquet")
-            save_plots(folder / REDACTED / label.run / "plots", series, stored.layers, stored.checkpoints, label)
+            _plot(folder / verdict.run, stored, label, folder / REDACTED / label.run)
     for name in dict.fromkeys(names):
         rendered = REPORTS[name]()
         if rendered.filename is not None and not isinstance(rendered, PagedReport):  # pages hold tables and pictures
             placed = replace(shared, folder=folder / REDACTED)
             write_text(folder / REDACTED / rendered.filename, rendered.render(placed))
     return shared
+
+
+def _plot(folder: Path, stored: Measured, verdict: Verdict, to: Path) -> None:
+    """Draw the plots of a run again from its tables."""
+    save_plots(to / "plots", read_table(folder / "series.parquet"), stored.layers, stored.checkpoints, verdict)
 
 
 def _gate(options: ScanOptions, runs: Sequence[tuple[Run, Path]], found: Sequence[tuple[Run, Path]]) -> Gate:

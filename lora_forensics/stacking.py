@@ -16,6 +16,9 @@ from lora_forensics.errors import CheckpointError
 from lora_forensics.tensors import SafetensorsFile, Tensors, dtype_of
 
 T = TypeVar("T")
+BATCHES = 32
+"""The memory for checkpoints holds so many batches of modules: one is worked on and one read, the rest is room to work.
+Small ones keep what is worked on near, and still make long reads of every file."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Numbers of glibc's malloc.h."""
 

@@ -37,12 +37,8 @@ from lora_forensics.notices import Notices
 from lora_forensics.records import Checkpoint, Skipped, Unresolved, WeightRef
 from lora_forensics.remote import RemotePath
 from lora_forensics.series import MODULE_COLUMNS, STORAGE_COLUMNS
-from lora_forensics.stacking import UnreadableError, ahead, keep_freed_memory, read_together
+from lora_forensics.stacking import BATCHES, UnreadableError, ahead, keep_freed_memory, read_together
 from lora_forensics.tensors import Tensors, open_tensors
-
-_BATCHES = 32
-"""The memory for checkpoints holds so many batches of modules: one is worked on and one read, the rest is room to work.
-Small ones keep what is worked on near, and still make long reads of every file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +174,7 @@ def _measure(unit: Unit, broken: Mapping[int, Skipped], advance: Callable[[float
     references = _references(base, opened) if base else {}
     share = (len(unit.checkpoints) - unit.lead) / max(len(groups), 1)
     far = any(isinstance(checkpoint.path, RemotePath) for checkpoint in unit.checkpoints)  # each read is a request
-    batches = _batches(groups, unit.memory // (2 if far else _BATCHES))
+    batches = _batches(groups, unit.memory // (2 if far else BATCHES))
     with full_precision(), closing(ahead((batch, _read(batch)) for batch in batches)) as ready:
         for batch, tensors in ready:
             for group, stacked in zip(batch, tensors, strict=True):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lora_forensics.commands.parameters import FOLDER_HERE, HERE
+from lora_forensics.commands.parameters import HERE, scanned
 
 if TYPE_CHECKING:
     from lora_forensics.average import Average
@@ -26,14 +26,7 @@ if TYPE_CHECKING:
 @click.option("--output", type=HERE, help="File or folder to write; a name in OUT/<run> if left out.")
 @click.option("--force", is_flag=True, help="Overwrite what is there.")
 @click.option("--base", multiple=True, type=HERE, help="Base model (DoRA needs it): file or folder.")
-@click.option(
-    "--out",
-    type=FOLDER_HERE,
-    default=Path("forensics"),
-    show_default=True,
-    help="Folder of the scan whose verdict counts.",
-)
-@click.option("--trainer", help="Look for this trainer's layout only.")
+@scanned
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
 @click.option("-v", "--verbose", is_flag=True, help="List the error of every module.")
 def average(

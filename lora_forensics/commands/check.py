@@ -31,9 +31,9 @@ def check(files: tuple[Path, ...], fail_on: tuple[str, ...]) -> int:
     from lora_forensics.errors import CheckpointError
     from lora_forensics.gate import counts
     from lora_forensics.reports.text import plain
-    from lora_forensics.scan import check_rules
+    from lora_forensics.rules import matching
 
-    wanted = check_rules(fail_on)
+    wanted = matching(fail_on)
     failed = False
     for path in files:
         try:

@@ -60,9 +60,9 @@ class Gating:
         """
         from lora_forensics.gate import DEFAULT, read_baseline
         from lora_forensics.records import Gate
-        from lora_forensics.scan import check_rules
+        from lora_forensics.rules import matching
 
-        wanted = frozenset(check_rules(fail_on)) or (DEFAULT if baseline else frozenset())
+        wanted = frozenset(matching(fail_on)) or (DEFAULT if baseline else frozenset())
         before = read_baseline(baseline) if baseline else []
         known = frozenset(entry.fingerprint for entry in before)
         return cls(Gate(wanted, known, accepts_all=write_baseline is not None), tuple(before), write_baseline)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from lora_forensics.errors import UsageError
 from lora_forensics.remote import is_url, place
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class _Place(click.Path):
@@ -36,3 +39,15 @@ class _Here(click.Path):
 
 PLACE, FOLDER = _Place(path_type=Path), _Place(path_type=Path, file_okay=False)
 HERE, FOLDER_HERE = _Here(path_type=Path), _Here(path_type=Path, file_okay=False)
+
+
+def scanned(command: F) -> F:
+    """Options that say which scan's verdict counts."""
+    command = click.option("--trainer", help="Look for this trainer's layout only.")(command)
+    return click.option(
+        "--out",
+        type=FOLDER_HERE,
+        default=Path("forensics"),
+        show_default=True,
+        help="Folder of the scan whose verdict counts.",
+    )(command)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from lora_forensics.commands.parameters import FOLDER_HERE, HERE
+from lora_forensics.commands.parameters import HERE, scanned
 
 if TYPE_CHECKING:
     from lora_forensics.prune import Plan, Pruned
@@ -15,14 +15,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("run", type=HERE)
-@click.option(
-    "--out",
-    type=FOLDER_HERE,
-    default=Path("forensics"),
-    show_default=True,
-    help="Folder of the scan whose verdict counts.",
-)
-@click.option("--trainer", help="Look for this trainer's layout only.")
+@scanned
 @click.option("--keep", multiple=True, help="Keep this one, too: its file, folder or step (repeatable).")
 @click.option("--keep-every", type=click.IntRange(1), help="Keep every checkpoint whose step is a multiple of this.")
 @click.option(

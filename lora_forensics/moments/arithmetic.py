@@ -15,10 +15,13 @@ from torch import Tensor
 
 from lora_forensics.errors import CheckpointError
 from lora_forensics.moments.interface import SMALL_WEIGHT, Weight
+from lora_forensics.stacking import staged
 
 WORKING_BYTES = 16 << 20
 """Memory that the temporaries of one block may take: larger ones are given back to the system and faulted in again,
 which costs more than the arithmetic on them."""
+_LARGER_ON_CUDA = 16
+"""Blocks need not stay in a cache there, and small ones cost launches."""
 _ROUNDING = 0.23
 """Rounding moves a number by up to eps / 2 of its binade: over numbers of all sizes about 0.23 eps of it (rms)."""
 
@@ -104,9 +107,14 @@ def _sums_in_float32(device: torch.device) -> bool:
 
 
 def weight_blocks(weight: Weight, bytes_each: int, device: torch.device) -> Iterator[tuple[int, int, Tensor]]:
-    """Start, stop and rows of a weight, so many at a time that the temporaries of a row fit the working memory."""
-    for start, stop in blocks(weight.rows, bytes_each):
-        yield start, stop, widened(weight.read(start, stop)).to(device)
+    """Start, stop and rows of a weight, so many at a time that the temporaries of a row fit the working memory.
+
+    The next ones are read while one is worked on.
+    """
+    spans = list(blocks(weight.rows, bytes_each // _LARGER_ON_CUDA if device.type == "cuda" else bytes_each))
+    read = ((start, stop, weight.read(start, stop)) for start, stop in spans)
+    for start, stop, stored in staged(read, device) if len(spans) > 1 else read:
+        yield start, stop, widened(stored).to(device)
 
 
 def times(weight: Weight, factors: Tensor, device: torch.device) -> Tensor:

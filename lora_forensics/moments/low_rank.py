@@ -6,7 +6,7 @@ and no rows x columns matrix is formed for a change.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from lora_forensics.moments.arithmetic import (
     product,
     rounding,
     trace,
+    weight_blocks,
     wide_device,
     widened,
 )
@@ -41,11 +42,8 @@ from lora_forensics.moments.interface import (
     Weight,
     unknown,
 )
-from lora_forensics.stacking import staged
 
 _ROW_NORMS = "squared row norms"
-_LARGER_ON_CUDA = 16
-"""Blocks need not stay in a cache there, and small ones cost launches."""
 
 
 class LowRankChange:
@@ -179,21 +177,21 @@ class LowRankChange:
         narrow = self._derived and not self._wide and rows * columns > SMALL_WEIGHT
         factors = operand(stacked.float() if narrow else stacked, rows * columns, device)
         d2 = torch.empty(count, rows, dtype=torch.float64, device=wide)
-        w2 = torch.full((rows,), torch.nan, dtype=torch.float64, device=wide)
         dot = torch.full_like(d2, torch.nan)
         terms2 = torch.full((count,), torch.nan if weight is None else 0.0, dtype=torch.float64, device=wide)
         known = None if weight is None else weight.memo.get(_ROW_NORMS)
         w2 = torch.full((rows,), torch.nan, dtype=torch.float64, device=wide) if known is None else known[0].to(wide)
-        for start, stop, stored in _weight_rows(weight, rows, 5 * columns + 4 * count * rank, wide):
-            if stored is not None:
-                frozen = widened(stored).to(wide)
+        bytes_each = 5 * columns + 4 * count * rank
+        unread = ((start, stop, None) for start, stop in blocks(rows, bytes_each))
+        for start, stop, frozen in unread if weight is None else weight_blocks(weight, bytes_each, wide):
+            if frozen is not None:
                 if known is None:
                     w2[start:stop] = torch.linalg.vector_norm(frozen, dim=1, dtype=torch.float64).square()
                 found = product(frozen, factors).to(wide).view(stop - start, count, rank).transpose(0, 1)
             for first, last in blocks(count, 64 * (stop - start) * rank):  # what is worked on stays in the cache
                 block = up[first:last, start:stop].double()
                 d2[first:last, start:stop] = (block @ gram[first:last]).mul_(block).sum(dim=-1)
-                if stored is not None:
+                if frozen is not None:
                     terms = found[first:last].double().mul_(block)
                     dot[first:last, start:stop] = terms.sum(dim=-1)
                     terms2[first:last] += self._squares(terms)
@@ -217,17 +215,6 @@ class LowRankChange:
         norm2 = (gram_up * gram_down).sum(dim=(-2, -1)) * scale.square()
         previous[1:] = norm2[:-1]
         return inner, previous
-
-
-def _weight_rows(
-    weight: Weight | None, rows: int, bytes_each: int, device: torch.device
-) -> Iterator[tuple[int, int, Tensor | None]]:
-    """Start and stop of blocks, and the stored rows; the next ones are read while one is worked on."""
-    spans = list(blocks(rows, bytes_each // _LARGER_ON_CUDA if device.type == "cuda" else bytes_each))
-    if weight is None:
-        return ((start, stop, None) for start, stop in spans)
-    read = ((start, stop, weight.read(start, stop)) for start, stop in spans)
-    return staged(read, device) if len(spans) > 1 else read
 
 
 class WeightedLowRankChange:

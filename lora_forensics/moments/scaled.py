@@ -14,12 +14,12 @@ from torch import Tensor
 
 from lora_forensics.errors import CheckpointError
 from lora_forensics.moments.arithmetic import (
-    blocks,
     count_nonfinite,
     derived_operand,
     mask,
     product,
     rounding,
+    weight_blocks,
     wide_device,
     widened,
 )
@@ -224,8 +224,7 @@ def decomposed(
 def _row_norms(weight: Weight, count: int, device: torch.device) -> RowTerms:
     """Row terms of no change at all."""
     w2 = torch.empty(weight.rows, dtype=torch.float64, device=device)
-    for start, stop in blocks(weight.rows, 12 * weight.columns):
-        frozen = widened(weight.read(start, stop)).to(device)
+    for start, stop, frozen in weight_blocks(weight, 12 * weight.columns, device):
         w2[start:stop] = torch.linalg.vector_norm(frozen, dim=1, dtype=torch.float64).square()
     nothing = torch.zeros(count, weight.rows, dtype=torch.float64, device=device)
     return RowTerms(w2, nothing, nothing, nothing, nothing[:, 0])
@@ -240,8 +239,7 @@ def _column_norms(
     mixed = torch.zeros(count * rank, weight.columns, dtype=torch.float64, device=wide)
     stacked = up.transpose(1, 2).reshape(count * rank, weight.rows)
     ready = derived_operand(stacked, weight.rows * weight.columns, device)
-    for start, stop in blocks(weight.rows, 20 * weight.columns):
-        frozen = widened(weight.read(start, stop)).to(wide)
+    for start, stop, frozen in weight_blocks(weight, 20 * weight.columns, wide):
         c2 += frozen.double().square().sum(dim=0)
         if rank:
             mixed += product(frozen.mT, ready[:, start:stop]).mT.to(wide).double()
@@ -264,10 +262,9 @@ def _column_terms(
     w2 = torch.empty(rows, dtype=torch.float64, device=wide)
     dot, d2 = (torch.empty(count, rows, dtype=torch.float64, device=wide) for _ in range(2))
     cross = torch.full_like(dot, torch.nan)
-    for start, stop in blocks(rows, 16 * weight.columns + 24 * count * (4 * rank + 3)):
-        frozen = widened(weight.read(start, stop)).to(wide)
-        w2[start:stop] = torch.linalg.vector_norm(frozen, dim=1, dtype=torch.float64).square()
-        frozen = frozen.to(squares.dtype)
+    for start, stop, stored in weight_blocks(weight, 16 * weight.columns + 24 * count * (4 * rank + 3), wide):
+        w2[start:stop] = torch.linalg.vector_norm(stored, dim=1, dtype=torch.float64).square()
+        frozen = stored.to(squares.dtype)
         plain = product(frozen.square(), squares).to(wide).double().mT
         block = up[:, start:stop]
         found = product(frozen, factors).to(wide).double().view(stop - start, 2 * (count + last), rank).transpose(0, 1)

@@ -10,7 +10,7 @@ import polars as pl
 
 from lora_forensics.records import Candidate, Finding, Keep, RunNotes, Status, TurningPoint
 from lora_forensics.rules import Thresholds
-from lora_forensics.similarity import AssessOptions, Similarity, Window
+from lora_forensics.similarity import Similarity, Window
 from lora_forensics.turning_point import MINIMUM_CHECKPOINTS
 
 COMPARE = "compare the candidates on a few samples that were not trained on"
@@ -155,7 +155,12 @@ def _schedule(places: pl.DataFrame, turning: TurningPoint) -> list[Finding]:
 
 
 def message_of(
-    status: Status, places: pl.DataFrame, series: pl.DataFrame, window: Window, notes: RunNotes, options: AssessOptions
+    status: Status,
+    places: pl.DataFrame,
+    series: pl.DataFrame,
+    window: Window,
+    notes: RunNotes,
+    turning: TurningPoint | None,
 ) -> str:
     """The status in a sentence that says what to do."""
     size, values = window.size or 2, series["cs_fluctuation"].count()
@@ -167,7 +172,7 @@ def message_of(
             f"no second valley in {values} values of CS-Fluctuation at a window of {size} checkpoints; this does not "
             f"say that nothing is overfitted{f', --window {max(2, size // 2)} sees more' if size > 2 else ''}"
         ),
-        "turning_point": f"second valley of CS-Fluctuation found by {options.detector}",
+        "turning_point": f"turning point at {notes.step_unit} {turning.step if turning else ''}, at a window of {size}",
     }[status]
 
 

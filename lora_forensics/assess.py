@@ -142,7 +142,7 @@ def assess(
     evidence["agreement"] = agreement(told, places, turning.step if turning else None)
     candidates = tuple(candidate for candidate in candidates if candidate.checkpoint not in notes.pruned)
     unit, bounds = notes.step_unit, options.thresholds
-    message = message_of(status, places, series, window, notes, options)
+    message = message_of(status, places, series, window, notes, turning)
     findings = [
         *file_findings(notes.skipped),
         *notes.findings,

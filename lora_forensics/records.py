@@ -189,7 +189,7 @@ class TurningPoint:
     """Step of the last checkpoint that the value at the turning point rests on."""
 
 
-RestsOn = Literal["held_out_loss", "probe", "turning_point", "weights", "prior"]
+RestsOn = Literal["held_out_loss", "probe", "turning_point", "weights"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import click
 import pytest
@@ -23,8 +25,10 @@ from lora_forensics.detectors import DETECTORS
 from lora_forensics.engines import ENGINES
 from lora_forensics.formats import formats_markdown
 from lora_forensics.metrics import METRICS
+from lora_forensics.records import Status
 from lora_forensics.reference import columns_markdown
 from lora_forensics.reports import REPORTS
+from lora_forensics.reports.text import RESTS_ON
 from lora_forensics.rule_pages import rules_markdown
 from lora_forensics.settings import settings_markdown
 
@@ -139,6 +143,16 @@ def test_every_variant_is_documented() -> None:
         assert f"`--analysis {name}`" in text, name
     for name in (*KINDS, *REPORTS, *(metric.column.name for metric in METRICS)):
         assert name.lower() in text.lower(), name
+
+
+def test_every_key_of_a_verdict_is_explained(workplace: Path) -> None:
+    """docs/verdict.md knows each state, and all that verdict.json of a real run holds."""
+    page = (REPOSITORY / "docs" / "verdict.md").read_text("utf-8")
+    assert run("lora-forensics scan sample_runs/text_peft --no-plots -q", workplace).returncode == 0
+    verdict = json.loads((workplace / "forensics" / "output" / "verdict.json").read_text("utf-8"))
+    inner = [key for part in ("keep", "turning_point", "evidence", "base_model") for key in verdict[part]]
+    words = [*get_args(Status), *RESTS_ON, *verdict, *inner, *verdict["candidates"][0], *verdict["findings"][0]]
+    assert [word for word in words if f"`{word}`" not in page] == []
 
 
 def test_the_recipes_name_real_places() -> None:

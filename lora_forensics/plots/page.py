@@ -69,7 +69,6 @@ _RESTS_ON = {
     "probe": "the probe",
     "turning_point": "second valley",
     "weights": "half of the way",
-    "prior": "rule of thumb",
 }
 _NO_TURNING_POINT = {
     "unhealthy": "unhealthy adapter",

@@ -19,7 +19,6 @@ RESTS_ON = {
     "probe": "best answer to the probe",
     "turning_point": "second valley of CS-Fluctuation",
     "weights": "half of the way that the weights moved",
-    "prior": "rule of thumb",
 }
 """What a checkpoint to keep rests on, in words."""
 

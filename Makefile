@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: scan test check docs site clean
+.PHONY: scan test check docs gallery site clean
 
 scan: $(STAMP)
 	$(BIN)/lora-forensics scan sample_runs/
@@ -24,6 +24,10 @@ docs: $(STAMP)
 	$(BIN)/lora-forensics formats --markdown > docs/formats.md
 	$(BIN)/lora-forensics rules --markdown > docs/rules.md
 	LORA_FORENSICS_REGENERATE=1 $(BIN)/python -m pytest -q tests/test_docs.py -k pages_of_rules_and_settings
+
+# The pictures of the docs, of a scan of the sample runs; needs chromium and chromedriver.
+gallery: $(STAMP)
+	LORA_FORENSICS_REGENERATE=1 $(BIN)/python -m pytest -q tests/reports/test_gallery.py
 
 # The documentation as a site, in build/site.
 site: $(STAMP)

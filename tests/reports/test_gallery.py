@@ -39,6 +39,7 @@ SHOTS = {
     "report_text.png": Shot(f"{TEXT}/report.html"),
     "report_digits.png": Shot(f"{DIGITS}/report.html", dark=True),
     "report_modules.png": Shot(f"{DIGITS}/report.html", "Every module over the steps", height=900),
+    "report_samples.png": Shot(f"{DIGITS}/report.html", "Samples of the trainer", height=860),
     "report_phone.png": Shot(f"{DIGITS}/report.html", dark=True, width=390, height=844),
     "report_index.png": Shot("index.html", height=560),
 }

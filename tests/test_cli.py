@@ -21,7 +21,8 @@ from click.testing import CliRunner, Result
 from safetensors.torch import save_file
 
 import lora_forensics
-from lora_forensics.cli import main, parse_size
+from lora_forensics.cli import main
+from lora_forensics.commands.scanning import parse_size
 from lora_forensics.errors import UsageError
 
 REPOSITORY = Path(__file__).parent.parent

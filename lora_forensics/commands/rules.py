@@ -14,10 +14,10 @@ def rules(rule: str | None, markdown: bool, as_json: bool) -> int:
 
     Example: lora-forensics rules nonfinite
     """
-    import shutil
-
+    from lora_forensics.console import terminal_width
     from lora_forensics.rule_pages import rules_json, rules_markdown, rules_text
 
-    width = max(40, min(shutil.get_terminal_size((80, 24)).columns, 200))
-    click.echo(rules_json(rule) if as_json else rules_markdown() if markdown else rules_text(width, rule), nl=False)
+    click.echo(
+        rules_json(rule) if as_json else rules_markdown() if markdown else rules_text(terminal_width(), rule), nl=False
+    )
     return 0

@@ -1,0 +1,36 @@
+"""`pick`: the path of the checkpoint to keep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lora_forensics.commands.configured import configured, selecting
+from lora_forensics.commands.parameters import PLACE
+from lora_forensics.commands.printing import complain
+from lora_forensics.commands.scanning import assessing, measuring, scan_options
+
+
+@click.command()
+@click.argument("run", type=PLACE)
+@measuring
+@assessing
+@selecting
+@configured
+def pick(run: Path, **settings: Any) -> int:
+    """Print the path of the checkpoint to keep, and nothing else; exit 1 with the reason if there is none.
+
+    RUN is a folder with one run, or FOLDER/NAME where several share a folder. Measures what is new first.
+    Example: lora-forensics pick sample_runs/text_peft
+    """
+    from lora_forensics.measure import Progress
+    from lora_forensics.scan import pick_checkpoint
+
+    path, reason = pick_checkpoint(run, scan_options(settings, (), Progress()))
+    if path is None:
+        complain(reason)
+        return 1
+    click.echo(path)
+    return 0

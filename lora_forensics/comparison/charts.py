@@ -85,7 +85,7 @@ def _mark(name: str, shape: str, encoding: Spec) -> Spec:
 
 def _along(field: str) -> Spec:
     ends = {"domainMin": {"expr": "low"}, "domainMax": {"expr": "high"}, "zero": False, "nice": False}
-    axis = {"tickCount": 6, "grid": False, "format": "~g"}
+    axis = {"tickCount": 6, "grid": False, "format": ".6~g"}
     return {"field": field, "type": "quantitative", "title": None, "axis": axis, "scale": ends}
 
 

@@ -1,4 +1,4 @@
-"""What can be compared between runs, and what cannot: told from their settings, and never from the numbers themselves."""
+"""What can be compared between runs, and what cannot: told from their settings, never from the numbers."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ def notes(runs: Sequence[Compared]) -> dict[str, str]:
     for measure, (names, instead) in _CHANGES.items():
         own = _having(runs, measure)
         if len(own) > 1 and (found := _unlike(own, names)):
-            said[measure] = f"{_listed(found)} not the same: {instead}"
+            said[measure] = f"different {', '.join(found)}: {instead}"
     held, trained = _having(runs, "held_out_loss"), _having(runs, "train_loss")
     if len(held) > 1:
         found = _unlike(held, (*_TASK, *_DATA))
         said["held_out_loss"] = (
-            f"not comparable between runs, {_listed(found)} not the same: compare checkpoints of one run"
+            f"not comparable between runs (different {', '.join(found)}): compare checkpoints of one run"
             if found
             else "comparable only if all runs held out the same data, which no file says"
         )
     if len(trained) > 1:
         found = _unlike(trained, (*_TASK, *_DATA))
         said["train_loss"] = (
-            f"not comparable between runs, {_listed(found)} not the same"
+            f"not comparable between runs (different {', '.join(found)})"
             if found
             else "lower means fitted more closely, not better"
         )
@@ -72,7 +72,3 @@ def _differ(values: Sequence[str]) -> bool:
             return True
         return max(numbers) > 1.1 * min(numbers)
     return len(known) > 1
-
-
-def _listed(names: Sequence[str]) -> str:
-    return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}"

@@ -29,6 +29,10 @@ STRENGTH = {"probe": "strong", "held_out_loss": "strong", "turning_point": "weak
 """What an answer rests on, to how strong that evidence is."""
 _POINTS = 16000
 """Checkpoints in the page; beyond, every n-th of each run and those that its verdict names."""
+_TOGETHER = 2
+"""Settings that stand in one line where they divide the runs alike."""
+_FILE = 44
+"""Signs of a file's name that stand in one line."""
 _VALUES = 6
 """Values of a setting that are named on the first screen."""
 
@@ -46,12 +50,12 @@ def comparison_page(found: Comparison, beside: Path) -> str:
 <div class="answer"><section><h2>What differs</h2>{_differences(found, names)}</section>
 <section><h2>What can be compared</h2>{_comparable(found, names)}</section></div>
 <section class="first"><h2>Which checkpoint to keep</h2>{_answers(found, names, beside)}
-<p class="note">Evidence: strong is measured on held-out data or scored by a probe; weak is told from weights alone, which
-was not shown to beat the middle checkpoint. Runs stand as they were named; no order is meant.</p></section>
+<p class="note">Evidence: strong is measured on held-out data or scored by a probe; weak is told from weights alone,
+which was not shown to beat the middle checkpoint. Runs stand as they were named; no order is meant.</p></section>
 {_courses(found, names, aligns, align, measures) if measures else "<p>No course is known.</p>"}
 {_settings(found, names)}
 {_findings(found, names)}
-<section><h2>Not compared</h2>{skipped(found.left_out)}</section>
+<section><h2>Not compared</h2>{skipped(found.left_out) if found.left_out else "<p>Nothing was left out.</p>"}</section>
 </main>
 <footer>Made by lora-forensics {esc(version())} from the tables of scans.
 It opens without a network and asks nothing of one.</footer>"""
@@ -142,8 +146,16 @@ def _listed(places: Iterable[int], names: Sequence[str]) -> str:
 
 
 def _differences(found: Comparison, names: Sequence[str]) -> str:
-    """Settings that are known to differ: each value, and the runs that have it."""
-    items = [f"<dt>{esc(label)}</dt><dd>{_shared(values, names)}</dd>" for label, values in found.differing().items()]
+    """Settings that are known to differ, those together that divide the runs alike: values, and the runs with them."""
+    together: dict[tuple[int, ...], dict[str, list[str]]] = {}
+    for label, values in found.differing().items():
+        first = {value: place for place, value in reversed([*enumerate(values)])}
+        together.setdefault(tuple(first[value] for value in values), {})[label] = values
+    items = [
+        f"<dt>{esc(', '.join(settings))}</dt><dd>{_shared([*zip(*settings.values(), strict=True)], names)}</dd>"
+        for group in together.values()
+        for settings in ([group] if len(group) <= _TOGETHER else [{label: group[label]} for label in group])
+    ]
     partly = found.partly()
     if partly:
         items.append(f"<dt>told by some only</dt><dd>{esc(', '.join(partly))}: may differ</dd>")
@@ -153,32 +165,32 @@ def _differences(found: Comparison, names: Sequence[str]) -> str:
     return f"<dl>{''.join(items[:7])}</dl>{rest if len(items) > 7 else ''}"
 
 
-def _shared(values: Sequence[str], names: Sequence[str]) -> str:
-    groups: dict[str, list[int]] = {}
+def _shared(values: Sequence[tuple[str, ...]], names: Sequence[str]) -> str:
+    groups: dict[tuple[str, ...], list[int]] = {}
     for place, value in enumerate(values):
         groups.setdefault(value, []).append(place)
-    shown = [f"<b>{esc(v)}</b> ({_listed(at, names)})" for v, at in groups.items() if v != "?"]
-    more = f", and {len(shown) - _VALUES} other values" if len(shown) > _VALUES else ""
-    unknown = f", not told ({_listed(groups['?'], names)})" if "?" in groups else ""
-    return ", ".join(shown[:_VALUES]) + more + unknown
+    untold = [at for value, at in groups.items() if set(value) == {"?"}]
+    shown = [f"<b>{esc(', '.join(v))}</b> ({_listed(at, names)})" for v, at in groups.items() if set(v) != {"?"}]
+    more = f"; and {len(shown) - _VALUES} other values" if len(shown) > _VALUES else ""
+    return "; ".join(shown[:_VALUES]) + more + "".join(f"; not told ({_listed(at, names)})" for at in untold)
 
 
 def _comparable(found: Comparison, names: Sequence[str]) -> str:
     """What the numbers of different runs allow to say, and what not."""
-    said = [
-        f"<li><b>{esc(MEASURES[measure])}</b>: <span{' class=not' if note.startswith('not') else ''}>{esc(note)}</span></li>"
-        for measure, note in sorted(found.notes.items(), key=lambda pair: not pair[0].endswith("loss"))
-    ]
+    said = []
     for group in sorted(alike(found.runs), key=len, reverse=True)[:3]:
         lowest = min(group, key=lambda place: _lowest(found.runs[place])[0])
         loss, step = _lowest(found.runs[lowest])
         if len(group) > 1:
             run = found.runs[lowest]
-            same = "of one trainer, base and amount of data as far as files say"
+            same = "of one trainer, base and amount of data as far as files say, held-out loss (if of the same data)"
             said.append(
-                f"<li>Among {_listed(group, names)}, {same}, held-out loss is lowest in <b>{names[lowest]}</b> "
+                f"<li>Among {_listed(group, names)}, {same} is lowest in <b>{names[lowest]}</b> "
                 f"({esc(run.name)}): {number(loss)} at {esc(run.verdict.step_unit)} {step}.</li>"
             )
+    for measure, note in sorted(found.notes.items(), key=lambda pair: not pair[0].endswith("loss")):
+        kind = " class=not" if note.startswith("not ") else ""
+        said.append(f"<li><b>{esc(MEASURES[measure])}</b>: <span{kind}>{esc(note)}</span></li>")
     if found.left_out:
         said.append(f"<li>Left out, see below: {count(len(found.left_out), 'entry')}</li>".replace("entrys", "entries"))
     return f'<ul class="findings">{"".join(said)}</ul>' if said else "<p>Nothing is known against it.</p>"
@@ -198,12 +210,13 @@ def _named(run: Compared, place: int, letter: str, address: str = "") -> Markup:
 
 def _answers(found: Comparison, names: Sequence[str], beside: Path) -> str:
     scored = any(run.results.get("probe", "-") != "-" for run in found.runs)
-    heads = ["run", "keep", "at", "rests on", "evidence", "held-out loss there", "lowest held-out", "turning point"]
+    heads = ["run", "keep", "at", "rests on", "evidence", "held-out loss", "turning point"]
     heads += ["probe"] if scored else []
     rows = []
     for place, (run, letter) in enumerate(zip(found.runs, names, strict=True)):
         keep, point, unit = run.verdict.keep, run.verdict.turning_point, run.verdict.step_unit
-        file = f"<span>{esc(keep.checkpoint)}</span>" if keep else f"no answer: {esc(_status(run))}"
+        short = keep is not None and len(keep.checkpoint) <= _FILE
+        file = f"<span{' class=short' if short else ''}>{esc(keep.checkpoint)}</span>" if keep else _none(run)
         rows.append(
             [
                 _named(run, place, letter, _link(run.report, beside)),
@@ -211,19 +224,32 @@ def _answers(found: Comparison, names: Sequence[str], beside: Path) -> str:
                 f"{unit} {keep.step}" if keep else "",
                 RESTS_ON.get(keep.rests_on, keep.rests_on) if keep else "",
                 STRENGTH.get(keep.rests_on, "") if keep else "none",
-                run.kept().get("held_out_loss"),
-                run.results["best held-out"].replace("-", "", run.results["best held-out"] == "-"),
+                _loss(run),
                 f"{unit} {point.step}" if point else "",
                 *([run.results["probe"]] if scored else []),
                 _severities(run),
             ]
         )
-    return table("runs", "One row a run; the name opens its own report where that lies beside this page.",
-        [*heads, "findings"], rows, frozenset({5}))
+    return table(
+        "runs",
+        "One row a run; the name opens its own report where that lies beside this page.",
+        [*heads, "findings"],
+        rows,
+        frozenset(),
+    )
 
 
-def _status(run: Compared) -> str:
-    return STATUS.get(run.verdict.status, run.verdict.status)
+def _none(run: Compared) -> str:
+    return f"no answer: {esc(STATUS.get(run.verdict.status, run.verdict.status))}"
+
+
+def _loss(run: Compared) -> str:
+    """At the checkpoint to keep, and the lowest where that is another."""
+    there, best = run.kept().get("held_out_loss"), run.results["best held-out"]
+    said = [] if there is None else [number(there)]
+    if best != "-" and (there is None or there > _lowest(run)[0]):
+        said.append(f"lowest {best}")
+    return ", ".join(said)
 
 
 def _severities(run: Compared) -> str:
@@ -260,13 +286,20 @@ def _courses(found: Comparison, names: Sequence[str], aligns: Sequence[str], ali
         ]
         for place, (run, letter) in enumerate(zip(found.runs, names, strict=True))
     ]
-    at = table("values", "At the picked place: the nearest checkpoint of each run.", heads, rows,
-        frozenset(range(1, len(heads))), titles=["", *(found.notes.get(measure, "") for measure in measures)])
+    at = table(
+        "values",
+        "At the picked place: the nearest checkpoint of each run.",
+        heads,
+        rows,
+        frozenset(range(1, len(heads))),
+        titles=["", *(found.notes.get(measure, "") for measure in measures)],
+    )
     return f"""<section aria-label="Courses"><h2>Courses</h2><div class="bar">
 <fieldset><legend>Along</legend>{radios}</fieldset>
 <label for="place">Place</label><input type="range" id="place" min="0" max="1000" value="500">
 <output id="place-label" for="place"></output>
 <button type="button" id="zoom">Zoom in</button><button type="button" id="unzoom" disabled>Show all</button>
+<button type="button" id="only" aria-pressed="false" disabled>Only highlighted</button>
 <button type="button" id="clear" disabled>No highlight</button>
 <ul class="runs" aria-label="Runs to highlight" tabindex="0">{buttons}</ul></div>
 <noscript><p>The charts need JavaScript; the tables do not.</p></noscript>
@@ -282,7 +315,7 @@ def _figure(found: Comparison, measure: str, align: str) -> str:
     said = f"{title} of {count(many, 'run')}, a line each. The table at the picked place has the numbers."
     return (
         f'<figure><h3>{title}</h3><div class="chart" id="chart-{measure}" role="img" aria-label="{said}"></div>'
-        f'<figcaption class="note">Along <span data-axis>{esc(AXES[align])}</span>{". " if note else ""}{note}'
+        f'<figcaption class="note">Along <span data-axis>{esc(AXES[align])}</span>{". " if note else ""}{note[:1].upper()}{note[1:]}'
         "</figcaption></figure>"
     )
 
@@ -301,9 +334,7 @@ def _settings(found: Comparison, names: Sequence[str]) -> str:
     return f'<section class="settings"><h2>Settings</h2>{"".join(parts) or "<p>None is known.</p>"}</section>'
 
 
-def _table_of(
-    name: str, caption: str, settings: dict[str, list[str]], found: Comparison, names: Sequence[str]
-) -> str:
+def _table_of(name: str, caption: str, settings: dict[str, list[str]], found: Comparison, names: Sequence[str]) -> str:
     rows = [
         [_named(run, place, names[place]), *(values[place] for values in settings.values())]
         for place, run in enumerate(found.runs)

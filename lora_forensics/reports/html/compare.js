@@ -13,6 +13,7 @@
   document.body.append(tip);
   const slider = document.getElementById("place");
   const label = document.getElementById("place-label");
+  const only = document.getElementById("only");
   const buttons = [...document.querySelectorAll("button[data-run]")];
 
   const shown = (v) => {
@@ -25,6 +26,7 @@
   const rowsOf = (measure) => runs.flatMap((run, at) => {
     const axis = run.course[state.align] || [], values = run.course[measure] || [];
     const rows = [];
+    if (only.getAttribute("aria-pressed") === "true" && !pinned.has(at)) return rows;
     axis.forEach((x, i) => {
       if (!known(x) || !known(values[i])) return;
       rows.push({ run: at, x, y: values[i], color: run.color, dash: run.dash, i,
@@ -57,12 +59,26 @@
       if (cell && lit.has(Number(cell.dataset.of))) row.setAttribute("aria-current", "true");
       else row.removeAttribute("aria-current");
     }
-    document.getElementById("clear").disabled = !pinned.size;
+    document.getElementById("clear").disabled = only.disabled = !pinned.size;
+  };
+  const refill = () => {
+    for (const chart of page.charts) {
+      data.set(chart.name, rowsOf(chart.name));
+      const view = views.get(chart.name);
+      view.data("table", structuredClone(data.get(chart.name)));
+      view.runAsync();
+    }
+  };
+  const alone = (on) => {
+    if ((only.getAttribute("aria-pressed") === "true") === on && !on) return;
+    only.setAttribute("aria-pressed", String(on));
+    refill();
   };
   const toggle = (run) => {
     if (pinned.has(run)) pinned.delete(run);
     else pinned.add(run);
     light();
+    alone(pinned.size > 0 && only.getAttribute("aria-pressed") === "true");
   };
 
   // the checkpoint of a run nearest to a place, unless it lies further away than checkpoints are apart
@@ -90,24 +106,22 @@
     state.high = high;
     signals({ low, high });
     const room = (state.last - state.first) * 0.02;
-    document.getElementById("unzoom").disabled = low <= state.first - room && high >= state.last + room;
+    document.getElementById("unzoom").disabled = low <= state.first - room && high >= state.last + 2 * room;
   };
   const reset = () => {
     const room = (state.last - state.first) * 0.02 || 0.5;
-    zoom(state.first - room, state.last + room);
+    zoom(state.first - room, state.last + 2 * room);
   };
+  const nowhere = () => state.first - (state.last - state.first) * 9 - 9;
   const align = async (name) => {
     state.align = name;
     [state.first, state.last] = page.ends[name];
     for (const word of document.querySelectorAll("[data-axis]")) word.textContent = page.axes[name];
     const without = runs.filter((run) => !(run.course[name] || []).some(known)).map((run) => run.letter);
     document.getElementById("without").textContent = without.length ? `Not drawn, no ${name} is known: ${without.join(", ")}.` : "";
-    for (const chart of page.charts) data.set(chart.name, rowsOf(chart.name));
-    for (const chart of page.charts) {
-      const view = views.get(chart.name);
-      if (view) view.data("table", structuredClone(data.get(chart.name)));
-    }
+    refill();
     reset();
+    signals({ hover: nowhere() });
     pick((state.first + state.last) / 2);
     await Promise.all([...views.values()].map((view) => view.runAsync()));
     document.body.dataset.align = name;
@@ -154,7 +168,7 @@
       tip.hidden = true;
       hovered = -1;
       light();
-      signals({ hover: state.first - (state.last - state.first) * 9 - 9 });
+      signals({ hover: nowhere() });
     });
     element.addEventListener("pointerdown", (event) => {
       from = event.pointerType === "mouse" ? [event.clientX, place(event)] : null;
@@ -201,7 +215,9 @@
   document.getElementById("clear").addEventListener("click", () => {
     pinned.clear();
     light();
+    alone(false);
   });
+  only.addEventListener("click", () => alone(only.getAttribute("aria-pressed") !== "true"));
   document.getElementById("unzoom").addEventListener("click", reset);
   document.getElementById("zoom").addEventListener("click", () => {
     const span = (state.high - state.low) / 4;

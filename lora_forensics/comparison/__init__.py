@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from lora_forensics.records import RunNotes, Skipped, Summary, Verdict
 from lora_forensics.redaction import Redaction, redacted
 from lora_forensics.reports.text import RESTS_ON, STATUS, count, number
 from lora_forensics.scan import load_summary
-from lora_forensics.series import read_table
+from lora_forensics.series import CHECKPOINT_COLUMNS, MODULE_COLUMNS, Column, read_table
 from lora_forensics.store import load_measured, stored_verdict
 from lora_forensics.tables import Measured
 
@@ -94,10 +95,16 @@ def _tables(folder: Path) -> tuple[Measured, pl.DataFrame] | str:
     if stored is None:
         return "its tables are missing or damaged: scan again"
     path = folder / "series.parquet"
+    layers, checkpoints = _whole(stored.layers, MODULE_COLUMNS), _whole(stored.checkpoints, CHECKPOINT_COLUMNS)
     try:
-        return stored, read_table(path)
+        return replace(stored, layers=layers, checkpoints=checkpoints), read_table(path)
     except SeriesError as error:
         return Skipped.because(path, error).reason
+
+
+def _whole(table: pl.DataFrame, columns: Sequence[Column]) -> pl.DataFrame:
+    """With every column that this version reads; a table of another one may lack some."""
+    return table.with_columns(pl.lit(None, c.polars).alias(c.name) for c in columns if c.name not in table.columns)
 
 
 def _names(runs: list[str], folders: list[str]) -> list[str]:

@@ -311,11 +311,12 @@ highlight it; click to pick a place, drag to zoom. <span id="without" role="stat
 
 def _figure(found: Comparison, measure: str, align: str) -> str:
     title, note = esc(MEASURES[measure]), esc(found.notes.get(measure, ""))
+    note = f". {note[:1].upper()}{note[1:]}" if note else ""
     many = sum(bool(run.course[measure].is_finite().any()) for run in found.runs)
     said = f"{title} of {count(many, 'run')}, a line each. The table at the picked place has the numbers."
     return (
         f'<figure><h3>{title}</h3><div class="chart" id="chart-{measure}" role="img" aria-label="{said}"></div>'
-        f'<figcaption class="note">Along <span data-axis>{esc(AXES[align])}</span>{". " if note else ""}{note[:1].upper()}{note[1:]}'
+        f'<figcaption class="note">Along <span data-axis>{esc(AXES[align])}</span>{note}'
         "</figcaption></figure>"
     )
 

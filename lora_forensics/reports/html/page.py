@@ -28,7 +28,7 @@ def data_block(name: str, document: dict[str, Any]) -> str:
 
 
 def document(title: str, body: str, charts: bool = False, data: str = "", own: str = "") -> str:
-    """A whole page: `body` and `data` are markup already; `charts` embeds Vega, `own` names another script and style."""
+    """A whole page: `body` and `data` are markup already; `charts` embeds Vega; `own`: other script, more style."""
     style = _file("page.css") + (_file(f"{own}.css") if own else "")
     scripts = [_vega(), _file(f"{own or 'charts'}.js")] if charts else []
     scripts.append(_file("page.js"))

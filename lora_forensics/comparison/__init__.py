@@ -6,6 +6,7 @@ Read from the tables of scans alone; `text` and `figure` render what `compare_ru
 from __future__ import annotations
 
 import os
+import posixpath
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ from lora_forensics.comparison import comparable
 from lora_forensics.comparison.values import ALIGN, MEASURES, Compared, Comparison
 from lora_forensics.errors import SeriesError, UsageError
 from lora_forensics.records import RunNotes, Skipped, Summary, Verdict
-from lora_forensics.redaction import Redaction, redacted
+from lora_forensics.redaction import Redaction, label, redacted
 from lora_forensics.reports.text import RESTS_ON, STATUS, count, number
 from lora_forensics.scan import load_summary
 from lora_forensics.series import CHECKPOINT_COLUMNS, MODULE_COLUMNS, Column, read_table
@@ -65,7 +66,7 @@ def compare_runs(outs: Sequence[Path], align: str = "step", redact: bool = False
         message = f"{count(len(read), 'run')} {'is' if len(read) == 1 else 'are'} not enough to compare{reasons}"
         raise UsageError(message, "name another folder of a scan, or OUT/RUN")
     names = _names([verdict.run for _, verdict, _, _ in read], [str(folder) for folder, _, _, _ in read])
-    bases = _bases([verdict for _, verdict, _, _ in read])
+    bases = _bases([(verdict, stored.notes) for _, verdict, stored, _ in read], redact)
     runs = tuple(
         _compared(name, base, *entry, redact=redact) for name, base, entry in zip(names, bases, read, strict=True)
     )
@@ -112,9 +113,14 @@ def _names(runs: list[str], folders: list[str]) -> list[str]:
     return [folder if runs.count(run) > 1 else run for run, folder in zip(runs, folders, strict=True)]
 
 
-def _bases(verdicts: Sequence[Verdict]) -> list[str]:
-    """The base models' file names; their paths where one name stands for several."""
-    paths = [(verdict.base_model.path or "?").rstrip("/").replace("\\", "/") for verdict in verdicts]
+def _bases(read: Sequence[tuple[Verdict, RunNotes]], redact: bool) -> list[str]:
+    """The base models' file names; their paths where one name stands for several; labels where nobody may see them."""
+    paths = []
+    for verdict, known in read:
+        path = next(iter(known.base_files), verdict.base_model.path) if verdict.base_model.path else None
+        paths.append(posixpath.normpath(path.replace("\\", "/")) if path else "?")
+    if redact:
+        return [label("base", path) if path != "?" else path for path in paths]
     short = {path: path.rpartition("/")[2] or path for path in paths}
     several = Counter(short.values())
     return [short[path] if several[short[path]] == 1 else path for path in paths]
@@ -131,7 +137,7 @@ def _compared(
         hidden = Redaction(summary)
         settings = {label: hidden.text(value) for label, value in settings.items()}
         name, verdict = hidden.run(name), redacted(summary).runs[0]
-        settings["base"] = verdict.base_model.path or "?"
+        settings["base"] = base
     course = _course(series, stored.checkpoints, verdict.step_unit)
     return Compared(name, verdict, settings, _results(verdict, stored.checkpoints, course), course, report)
 

@@ -47,6 +47,9 @@ def comparison_text(found: Comparison, width: int, color: bool = False, verbose:
     if not places:
         page.line(f"the runs share no {found.align} at which they can be compared", "none")
         page.blank()
+    elif unknown := [letters(len(found.runs))[place] for place in found.without()]:
+        page.line(f"no {found.align} is known of {', '.join(unknown)}", "none")
+        page.blank()
     if found.left_out:
         page.line("not compared", "run")
         for entry in found.left_out[: None if verbose else _LISTED]:

@@ -103,6 +103,10 @@ class Comparison:
         width = (high - low) / (_PLACES - 1)
         return [low + width * place for place in range(_PLACES)]
 
+    def without(self) -> list[int]:
+        """Places of the runs of which nothing is known along the axis."""
+        return [place for place, run in enumerate(self.runs) if run.course[self.align].is_null().all()]
+
     def at(self, run: Compared, measure: str, place: float) -> float | None:
         """The value at the checkpoint that lies nearest to a place on the axis; None where none lies near."""
         known = run.course.filter(pl.col(self.align).is_not_null() & pl.col(measure).is_finite())

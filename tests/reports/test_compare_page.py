@@ -198,7 +198,7 @@ def test_draws(browser: Any, page: Path) -> None:
             [...chart.querySelectorAll("svg .mark-line path")].filter((path) => path.getAttribute("d").length > 100)
                 .length]))"""
     )
-    assert len(lines) >= 5
+    assert len(lines) == 4
     assert lines["chart-held_out_loss"] == 4, lines
     marks = "return document.querySelectorAll('#chart-held_out_loss svg .mark-symbol path').length"
     assert browser.execute_script(marks) == 3 + 4  # kept, turning points

@@ -140,7 +140,7 @@
       return [event.clientX - drawn.left - view.origin()[0], event.clientY - drawn.top - view.origin()[1]];
     };
     const place = (event) => views.get(chart.name).scale("x").invert(where(event)[0]);
-    let from = null;
+    let from = null, near = null;
     element.addEventListener("pointermove", (event) => {
       const view = views.get(chart.name), x = view.scale("x"), y = view.scale("y"), [across, down] = where(event);
       let best = null, least = 40 * 40;
@@ -149,6 +149,7 @@
         if (away < least) [best, least] = [row, away];
       }
       signals({ hover: x.invert(across) });
+      near = best;
       const run = best ? best.run : -1;
       if (run !== hovered) {
         hovered = run;
@@ -166,6 +167,7 @@
     });
     element.addEventListener("pointerleave", () => {
       tip.hidden = true;
+      near = null;
       hovered = -1;
       light();
       signals({ hover: nowhere() });
@@ -176,7 +178,7 @@
     element.addEventListener("pointerup", (event) => {
       const to = place(event);
       if (from && Math.abs(event.clientX - from[0]) > 12) zoom(Math.min(from[1], to), Math.max(from[1], to));
-      else pick(to);
+      else pick(near ? near.x : to);
       from = null;
     });
     element.addEventListener("dblclick", reset);

@@ -120,7 +120,10 @@ def _bases(read: Sequence[tuple[Verdict, RunNotes]], redact: bool) -> list[str]:
         path = next(iter(known.base_files), verdict.base_model.path) if verdict.base_model.path else None
         paths.append(posixpath.normpath(path.replace("\\", "/")) if path else "?")
     if redact:
-        return [label("base", path) if path != "?" else path for path in paths]
+        labels = {"?": "?"}
+        for path, (verdict, _) in zip(paths, read, strict=True):
+            labels.setdefault(path, label("base", verdict.base_model.path or ""))
+        return [labels[path] for path in paths]
     short = {path: path.rpartition("/")[2] or path for path in paths}
     several = Counter(short.values())
     return [short[path] if several[short[path]] == 1 else path for path in paths]

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lora_forensics.comparison.values import Compared
+from lora_forensics.comparison.values import Compared, logarithmic
 from lora_forensics.reports.html.charts import Spec, chart
 
 DASHES = ((1, 0), (6, 3), (2, 2), (8, 2, 2, 2), (12, 4))
 LOOKS = tuple((f"var(--c{color})", dash) for dash in DASHES for color in range(6))
 """Colour and dashes of each run: 30 before a look comes again."""
-_LOG_FROM = 100.0
-"""Ratio of largest to smallest value from which a logarithmic scale is easier to read."""
 _LETTERED = 12
 """Runs whose lines end in their letters unless they are lit."""
 _LIT = "indexof(lit, datum.run) >= 0"
@@ -22,11 +20,10 @@ _LIT = "indexof(lit, datum.run) >= 0"
 
 def course_chart(measure: str, runs: Sequence[Compared]) -> Spec:
     """Lines that fade while others are lit, with the checkpoints to keep and the turning points on them."""
-    values = [value for run in runs for value in run.course[measure].drop_nulls().drop_nans()]
-    largest = max(map(abs, values))
+    largest = max(abs(value) for run in runs for value in run.course[measure].drop_nulls())
     y: Spec = {"field": "y", "type": "quantitative", "title": None, "scale": {"zero": False, "nice": True}}
     y["axis"] = {"format": ".2~e" if 0 < largest < 1e-3 else ".3~g"}
-    if min(values) > 0 and largest >= _LOG_FROM * min(values):
+    if logarithmic(measure, runs):
         y |= {"scale": {"type": "log", "nice": False}, "axis": {"format": "~e", "tickCount": 4}}
     here: Spec = {"x": _along("x"), "y": y}
     shapes = list(range(len(DASHES)))

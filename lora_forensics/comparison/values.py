@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median_low
@@ -25,6 +26,8 @@ MEASURES = {
 }
 """Column that may be compared along the axis, to what it is."""
 
+_LOG_FROM = 100.0
+"""Ratio of largest to smallest value from which a logarithmic scale is easier to read."""
 _PLACES = 6
 """Places along the axis at which the table shows all runs."""
 
@@ -147,3 +150,9 @@ class Comparison:
                 for measure in self.measures
             },
         }
+
+
+def logarithmic(measure: str, runs: Sequence[Compared]) -> bool:
+    """Whether a measure's values are positive and span so much that a linear scale would show the largest run alone."""
+    values = [value for run in runs for value in run.course[measure].drop_nulls()]
+    return bool(values) and min(values) > 0 and max(values) >= _LOG_FROM * min(values)

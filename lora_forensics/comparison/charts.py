@@ -21,10 +21,10 @@ _LIT = "indexof(lit, datum.run) >= 0"
 def course_chart(measure: str, runs: Sequence[Compared]) -> Spec:
     """Lines that fade while others are lit, with the checkpoints to keep and the turning points on them."""
     largest = max(abs(value) for run in runs for value in run.course[measure].drop_nulls())
-    y: Spec = {"field": "y", "type": "quantitative", "title": None, "scale": {"zero": False, "nice": True}}
+    y: Spec = {"field": "y", "type": "quantitative", "title": None, "scale": {"zero": False, "nice": False, "padding": 8}}
     y["axis"] = {"format": ".2~e" if 0 < largest < 1e-3 else ".3~g"}
     if logarithmic(measure, runs):
-        y |= {"scale": {"type": "log", "nice": False}, "axis": {"format": "~e", "tickCount": 4}}
+        y |= {"scale": {"type": "log", "nice": False, "padding": 8}, "axis": {"format": "~e", "tickCount": 4}}
     here: Spec = {"x": _along("x"), "y": y}
     shapes = list(range(len(DASHES)))
     look: Spec = {

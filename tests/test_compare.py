@@ -137,6 +137,30 @@ def test_an_unfinished_run_does_not_cut_the_others(out: Path, tmp_path: Path) ->
     assert [found.at(run, "path_length", 120.0) is None for run in found.runs] == [False, False, True]
 
 
+def test_runs_of_one_checkpoint_and_of_none(out: Path, tmp_path: Path) -> None:
+    """One has a place and no course; none has neither; both stand beside the others in every form."""
+    pytest.importorskip("vl_convert")
+    place = copied(out, tmp_path / "out", "one", "none")
+    for run, steps in (("one", 10), ("none", 0)):
+        for table in ("checkpoints", "series"):
+            path = place / run / f"{table}.parquet"
+            write_table(read_table(path).filter(pl.col("step") <= steps), path, [])
+    found = compare_runs([place])
+    assert [found.at(run, "path_length", 10.0) is None for run in found.runs] == [False, False, False, True]
+    assert found.at(found.runs[2], "path_length", 11.0) is None
+    assert found.results()["checkpoints"][2:] == ["1, steps 10-10", "0"]
+    page, figures = tmp_path / "page.html", tmp_path / "figures"
+    assert call("compare", place, "--html", page, "--figure", figures).exit_code == 0
+    alone = call("compare", place / "none", place / "none" / ".." / "one", "--html", page, "--align", "dose")
+    assert alone.exit_code == 0
+    for table in ("checkpoints", "series"):
+        path = place / "one" / f"{table}.parquet"
+        write_table(read_table(path).clear(), path, [])
+    nothing = call("compare", place / "none", place / "one", "--html", page, "--figure", figures)
+    assert nothing.exit_code == 0
+    assert "No course is known" in page.read_text("utf-8")
+
+
 def test_epochs_are_no_steps(out: Path, tmp_path: Path) -> None:
     """A run of which only epochs are known has no place beside the steps of another."""
     place = copied(out, tmp_path / "out", "epochs")

@@ -21,7 +21,12 @@ _LIT = "indexof(lit, datum.run) >= 0"
 def course_chart(measure: str, runs: Sequence[Compared]) -> Spec:
     """Lines that fade while others are lit, with the checkpoints to keep and the turning points on them."""
     largest = max(abs(value) for run in runs for value in run.course[measure].drop_nulls())
-    y: Spec = {"field": "y", "type": "quantitative", "title": None, "scale": {"zero": False, "nice": False, "padding": 8}}
+    y: Spec = {
+        "field": "y",
+        "type": "quantitative",
+        "title": None,
+        "scale": {"zero": False, "nice": False, "padding": 8},
+    }
     y["axis"] = {"format": ".2~e" if 0 < largest < 1e-3 else ".3~g"}
     if logarithmic(measure, runs):
         y |= {"scale": {"type": "log", "nice": False, "padding": 8}, "axis": {"format": "~e", "tickCount": 4}}
@@ -50,7 +55,7 @@ def course_chart(measure: str, runs: Sequence[Compared]) -> Spec:
             "encoding": {**here, **look},
         },
         {
-            "transform": lit,
+            "transform": [{"filter": f"datum.alone || {_LIT}"}],
             "mark": {"type": "point", "filled": True, "size": 14, "opacity": 1, "clip": True},
             "encoding": {**here, **fill},
         },

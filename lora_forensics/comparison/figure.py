@@ -52,11 +52,13 @@ def comparison_figure(found: Comparison) -> Figure:
             for letter, run, (color, line) in shown:
                 known = run.course.filter(pl.col(found.align).is_not_null() & pl.col(measure).is_finite())
                 x, y = known[found.align].to_numpy(), known[measure].to_numpy()
-                axes.plot(x, y, color=color, linestyle=line, gid=f"{measure}-{letter}")
-                keep = run.verdict.keep
-                here = run.course.with_row_index().filter(pl.col("step") == (keep.step if keep else -1))
-                if len(here) and (kept := here[found.align][0]) is not None and (value := here[measure][0]) is not None:
-                    axes.plot(kept, value, "D", color=color, markersize=7, markeredgecolor="white", zorder=5)
+                axes.plot(
+                    x, y, color=color, linestyle=line, marker="." if len(x) == 1 else "", gid=f"{measure}-{letter}"
+                )
+                kept = run.kept()
+                if kept and kept[found.align] is not None and kept[measure] is not None:
+                    look = {"color": color, "markersize": 7, "markeredgecolor": "white", "zorder": 5}
+                    axes.plot(kept[found.align], kept[measure], "D", **look)
             if measure in found.measures and logarithmic(measure, found.runs):
                 log_axis(axes)
             if not axes.has_data():

@@ -8,7 +8,7 @@ from lora_forensics.comparison.values import MEASURES, Comparison
 from lora_forensics.reports.terminal import Page
 from lora_forensics.reports.text import number, plain, wrapped
 
-_LISTED = 10
+_LISTED = 5
 """Files and runs that could not be compared, unless all is asked for."""
 _LABEL, _COLUMN, _GAP = 16, 16, 2
 """Cells of the column of labels, of the narrowest column of a run, and of the gap inside of that."""

@@ -33,6 +33,7 @@
         mark: run.course.place[i] === run.keep ? "kept" : run.course.place[i] === run.turn ? "turning" : "" });
     });
     if (rows.length) rows[rows.length - 1].name = run.letter;
+    if (rows.length === 1) rows[0].alone = true; // a line of one point would be nothing
     return rows;
   });
   const data = new Map();
@@ -93,7 +94,7 @@
   const pick = (place) => {
     state.picked = Math.max(state.first, Math.min(state.last, place));
     slider.value = String(Math.round(1000 * (state.picked - state.first) / (state.last - state.first || 1)));
-    const said = `${state.align} ${shown(Number.isInteger(page.ends[state.align][1]) ? Math.round(state.picked) : state.picked)}`;
+    const said = `${state.align} ${shown(state.align === "step" ? Math.round(state.picked) : state.picked)}`;
     slider.setAttribute("aria-valuetext", said);
     label.textContent = said;
     for (const cell of document.querySelectorAll("#values [data-measure]")) {
@@ -137,7 +138,8 @@
   const listen = (chart, element) => {
     const where = (event) => {
       const view = views.get(chart.name), drawn = element.querySelector("svg").getBoundingClientRect();
-      return [event.clientX - drawn.left - view.origin()[0], event.clientY - drawn.top - view.origin()[1]];
+      const [left, top] = view.origin(), room = view.padding();
+      return [event.clientX - drawn.left - left - room.left, event.clientY - drawn.top - top - room.top];
     };
     const place = (event) => views.get(chart.name).scale("x").invert(where(event)[0]);
     let from = null, near = null;

@@ -148,15 +148,16 @@ def _compared(
 def _course(series: pl.DataFrame, checkpoints: pl.DataFrame, unit: str) -> pl.DataFrame:
     """A row per checkpoint, and per step to which its series was interpolated."""
     own = [name for name in MEASURES if name in series.columns]
-    known = checkpoints.select("step", "epoch", "dose", "held_out_loss", "train_loss")
-    joined = known.join(series.select("step", *own).unique("step"), on="step", how="full", coalesce=True).sort("step")
+    saved = checkpoints.select("step", "epoch", "dose", "held_out_loss", "train_loss")
+    joined = saved.join(series.select("step", *own).unique("step"), on="step", how="full", coalesce=True).sort("step")
     between = pl.col("epoch", "dose").interpolate_by("step")
     lost = [pl.lit(None, pl.Float64).alias(name) for name in MEASURES if name not in joined.columns]
     joined = joined.with_columns(pl.col("step").alias("place"), between, *lost)
     if unit != "step":  # its numbers are epochs: no place beside another run's steps
         epochs = pl.col("epoch").fill_null(pl.col("step")) if unit == "epoch" else pl.col("epoch")
         joined = joined.with_columns(epochs, pl.lit(None).alias("step"))
-    return joined.select("place", pl.col(*ALIGN, *MEASURES).cast(pl.Float64).fill_nan(None))
+    known = pl.col(*ALIGN, *MEASURES).cast(pl.Float64)
+    return joined.select("place", pl.when(known.is_finite()).then(known))
 
 
 def _settings(verdict: Verdict, notes: RunNotes, checkpoints: pl.DataFrame, layers: pl.DataFrame) -> dict[str, str]:

@@ -26,7 +26,7 @@ _NAMED = 24
 
 
 def comparison_figure(found: Comparison) -> Figure:
-    """Every measure along the axis; a green diamond stands at the checkpoint that each run keeps."""
+    """Every measure along the axis; a diamond stands at the checkpoint that each run keeps."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -57,8 +57,8 @@ def comparison_figure(found: Comparison) -> Figure:
                 )
                 kept = run.kept()
                 if kept and kept[found.align] is not None and kept[measure] is not None:
-                    look = {"color": color, "markersize": 7, "markeredgecolor": "white", "zorder": 5}
-                    axes.plot(kept[found.align], kept[measure], "D", **look)
+                    at = kept[found.align], kept[measure]
+                    axes.plot(*at, "D", color=color, markersize=7, markeredgecolor="white", zorder=5)
             if measure in found.measures and logarithmic(measure, found.runs):
                 log_axis(axes)
             if not axes.has_data():

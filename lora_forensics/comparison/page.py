@@ -25,8 +25,6 @@ from lora_forensics.series import write_text
 
 AXES = {"step": "step", "epoch": "epoch", "dose": "dose (sum of the learning rates)"}
 """What lies along the axis, in words."""
-STRENGTH = {"probe": "strong", "held_out_loss": "strong", "turning_point": "weak", "weights": "weak", "prior": "none"}
-"""What an answer rests on, to how strong that evidence is."""
 _POINTS = 16000
 """Checkpoints in the page; beyond, every n-th of each run and those that its verdict names."""
 _TOGETHER = 2
@@ -192,7 +190,7 @@ def _comparable(found: Comparison, names: Sequence[str]) -> str:
         kind = " class=not" if note.startswith("not ") else ""
         said.append(f"<li><b>{esc(MEASURES[measure])}</b>: <span{kind}>{esc(note)}</span></li>")
     if found.left_out:
-        said.append(f"<li>Left out, see below: {count(len(found.left_out), 'entry')}</li>".replace("entrys", "entries"))
+        said.append(f'<li><span class="not">Left out, see below: {len(found.left_out)}.</span></li>')
     return f'<ul class="findings">{"".join(said)}</ul>' if said else "<p>Nothing is known against it.</p>"
 
 
@@ -223,7 +221,7 @@ def _answers(found: Comparison, names: Sequence[str], beside: Path) -> str:
                 Markup(file),
                 f"{unit} {keep.step}" if keep else "",
                 RESTS_ON.get(keep.rests_on, keep.rests_on) if keep else "",
-                STRENGTH.get(keep.rests_on, "") if keep else "none",
+                run.results["evidence"].partition(":")[0],
                 _loss(run),
                 f"{unit} {point.step}" if point else "",
                 *([run.results["probe"]] if scored else []),

@@ -178,6 +178,20 @@ def test_epochs_are_no_steps(out: Path, tmp_path: Path) -> None:
     assert along.runs[2].course["epoch"].drop_nulls().to_list()[:3] == [1, 2, 3]
 
 
+def test_base_models_of_one_name_are_told_apart(out: Path, tmp_path: Path) -> None:
+    """The same file under two ways to it is one base; two files of one name are two, also where nobody may see them."""
+    project(tmp_path / "runs", ["third"])
+    assert call("scan", tmp_path / "runs", "--out", tmp_path / "out", "--no-plots", "-q").exit_code == 0
+    found = compare_runs([out, tmp_path / "out"])
+    first, second, third = found.settings()["base"]
+    assert first == second != third
+    assert third == (tmp_path / "runs" / "base.safetensors").as_posix()
+    assert found.notes["cosine"].startswith("different base:")
+    first, second, third = compare_runs([out, tmp_path / "out"], redact=True).settings()["base"]
+    assert first == second != third
+    assert third.startswith("base-")
+
+
 def test_long_values_are_whole(out: Path) -> None:
     """What is longer than its column goes on in the next line: two names that begin alike stay different."""
     found = compare_runs([out])

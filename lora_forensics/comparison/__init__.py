@@ -114,19 +114,17 @@ def _names(runs: list[str], folders: list[str]) -> list[str]:
 
 
 def _bases(read: Sequence[tuple[Verdict, RunNotes]], redact: bool) -> list[str]:
-    """The base models' file names; their paths where one name stands for several; labels where nobody may see them."""
-    paths = []
+    """The base models' names; where they lie if one name stands for several; labels where nobody may see them."""
+    named: list[tuple[str, str]] = []
     for verdict, known in read:
-        path = next(iter(known.base_files), verdict.base_model.path) if verdict.base_model.path else None
-        paths.append(posixpath.normpath(path.replace("\\", "/")) if path else "?")
+        path = (verdict.base_model.path or "?").rstrip("/").replace("\\", "/")
+        place = posixpath.normpath(next(iter(known.base_files), path).replace("\\", "/")) if path != "?" else path
+        named.append((label("base", verdict.base_model.path or "") if redact else path.rpartition("/")[2], place))
     if redact:
-        labels = {"?": "?"}
-        for path, (verdict, _) in zip(paths, read, strict=True):
-            labels.setdefault(path, label("base", verdict.base_model.path or ""))
-        return [labels[path] for path in paths]
-    short = {path: path.rpartition("/")[2] or path for path in paths}
-    several = Counter(short.values())
-    return [short[path] if several[short[path]] == 1 else path for path in paths]
+        first = {place: name for name, place in reversed(named)}
+        return [place if place == "?" else first[place] for _, place in named]
+    several = Counter(name for name, _ in dict.fromkeys(named))
+    return [place if several[name] > 1 else name or place for name, place in named]
 
 
 def _compared(

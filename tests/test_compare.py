@@ -6,8 +6,10 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
@@ -18,6 +20,7 @@ from test_cli import LOSSES, REPOSITORY, call, said
 from lora_forensics.comparison import compare_runs
 from lora_forensics.comparison.text import comparison_text, letters
 from lora_forensics.rows import as_csv
+from lora_forensics.series import read_table, write_table
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +38,11 @@ def test_runs_stand_side_by_side(out: Path) -> None:
     found = compare_runs([out])
     assert [run.name for run in found.runs] == ["first", "second"]
     assert found.same()["alpha"] == "4"
-    assert found.same()["learning rate"] == "0.0001"
-    assert found.differing() == {}
+    assert found.same()["highest rate"] == "0.0001"
+    assert list(found.differing()) == ["window"]
+    assert found.same()["base"] == "base.safetensors"
     assert found.results()["checkpoints"] == ["12, steps 10-120", "20, steps 10-200"]
-    assert found.results()["best held-out"] == ["1 at 50", "-"]
+    assert found.results()["best held-out"] == ["1 at step 50", "-"]
     assert (found.places()[0], found.places()[-1]) == (10, 120)
     series = pl.read_parquet(out / "second" / "series.parquet")
     at = series.filter(pl.col("step") == 120)["cosine"][0]
@@ -84,6 +88,129 @@ def test_compare_in_json_and_as_figures(out: Path, tmp_path: Path) -> None:
     hidden = call("compare", out, "--redact")
     assert hidden.exit_code == 0
     assert "first" not in hidden.stdout
+
+
+def copied(out: Path, place: Path, *runs: str) -> Path:
+    """The output of a scan, to be damaged."""
+    shutil.copytree(out, place)
+    document = json.loads((place / "summary.json").read_text())
+    for run in runs:
+        shutil.copytree(out / "second", place / run)
+        document["runs"].append(document["runs"][1] | {"run": run})
+    (place / "summary.json").write_text(json.dumps(document))
+    return place
+
+
+def test_lost_runs_are_left_out_and_named(out: Path, tmp_path: Path) -> None:
+    """A damaged, a missing and a truncated table cost their own runs alone; less than two left are an error."""
+    place = copied(out, tmp_path / "out", "a", "b", "c")
+    (place / "a" / "layers.parquet").write_bytes((out / "first" / "layers.parquet").read_bytes()[:400])
+    (place / "b" / "checkpoints.parquet").unlink()
+    (place / "c" / "series.parquet").write_bytes(b"x")
+    found = compare_runs([place])
+    assert [run.name for run in found.runs] == ["first", "second"]
+    assert [entry.path.name for entry in found.left_out] == ["a", "b", "c"]
+    assert "damaged" in found.left_out[0].reason
+    result = call("compare", place)
+    assert result.exit_code == 0
+    assert f"{place / 'a'}: its tables are missing or damaged" in " ".join(result.stdout.split())
+    assert len(json.loads(call("compare", place, "--json").stdout)["left_out"]) == 3
+    assert "out/a" not in call("compare", place, "--redact").stdout
+    (place / "first" / "layers.parquet").unlink()
+    said(call("compare", place), 2, "1 run is not enough", "first: its tables are missing")
+    (place / "summary.json").write_text("{")
+    said(call("compare", place, out), 2, "damaged")
+    document = json.loads((out / "summary.json").read_text())
+    document["runs"][0]["run"] = "../../elsewhere"
+    (place / "summary.json").write_text(json.dumps(document))
+    said(call("compare", place), 2, "outside of its folder")
+
+
+def test_an_unfinished_run_does_not_cut_the_others(out: Path, tmp_path: Path) -> None:
+    """The table goes on where most runs go on; the short one has no values there."""
+    place = copied(out, tmp_path / "out", "short")
+    for table in ("checkpoints", "series"):
+        path = place / "short" / f"{table}.parquet"
+        write_table(read_table(path).filter(pl.col("step") <= 30), path, [])
+    found = compare_runs([place])
+    assert found.places()[-1] == 120
+    assert [found.at(run, "path_length", 120.0) is None for run in found.runs] == [False, False, True]
+
+
+def test_runs_of_one_checkpoint_and_of_none(out: Path, tmp_path: Path) -> None:
+    """One has a place and no course; none has neither; both stand beside the others in every form."""
+    pytest.importorskip("vl_convert")
+    place = copied(out, tmp_path / "out", "one", "none")
+    for run, steps in (("one", 10), ("none", 0)):
+        for table in ("checkpoints", "series"):
+            path = place / run / f"{table}.parquet"
+            write_table(read_table(path).filter(pl.col("step") <= steps), path, [])
+    found = compare_runs([place])
+    assert [found.at(run, "path_length", 10.0) is None for run in found.runs] == [False, False, False, True]
+    assert found.at(found.runs[2], "path_length", 11.0) is None
+    assert found.results()["checkpoints"][2:] == ["1, steps 10-10", "0"]
+    page, figures = tmp_path / "page.html", tmp_path / "figures"
+    assert call("compare", place, "--html", page, "--figure", figures).exit_code == 0
+    alone = call("compare", place / "none", place / "none" / ".." / "one", "--html", page, "--align", "dose")
+    assert alone.exit_code == 0
+    for table in ("checkpoints", "series"):
+        path = place / "one" / f"{table}.parquet"
+        write_table(read_table(path).clear(), path, [])
+    nothing = call("compare", place / "none", place / "one", "--html", page, "--figure", figures)
+    assert nothing.exit_code == 0
+    assert "No course is known" in page.read_text("utf-8")
+
+
+def test_epochs_are_no_steps(out: Path, tmp_path: Path) -> None:
+    """A run of which only epochs are known has no place beside the steps of another."""
+    place = copied(out, tmp_path / "out", "epochs")
+    path = place / "epochs" / "checkpoints.parquet"
+    write_table(read_table(path).with_columns(epoch=pl.lit(None, pl.Float64), step=pl.col("step") // 10), path, [])
+    document = json.loads((place / "summary.json").read_text())
+    document["runs"][2]["step_unit"] = "epoch"
+    (place / "summary.json").write_text(json.dumps(document))
+    found = compare_runs([place])
+    assert found.without() == [2]
+    assert "no step is known of C" in comparison_text(found, 80)
+    assert found.at(found.runs[2], "path_length", 10.0) is None
+    along = compare_runs([place], "epoch")
+    assert along.without() == []
+    assert along.runs[2].course["epoch"].drop_nulls().to_list()[:3] == [1, 2, 3]
+
+
+def test_base_models_of_one_name_are_told_apart(out: Path, tmp_path: Path) -> None:
+    """The same file under two ways to it is one base; two files of one name are two, also where nobody may see them."""
+    project(tmp_path / "runs", ["third"])
+    assert call("scan", tmp_path / "runs", "--out", tmp_path / "out", "--no-plots", "-q").exit_code == 0
+    found = compare_runs([out, tmp_path / "out"])
+    first, second, third = found.settings()["base"]
+    assert first == second != third
+    assert third == (tmp_path / "runs" / "base.safetensors").as_posix()
+    assert found.notes["cosine"].startswith("different base:")
+    first, second, third = compare_runs([out, tmp_path / "out"], redact=True).settings()["base"]
+    assert first == second != third
+    assert third.startswith("base-")
+
+
+def test_long_values_are_whole(out: Path) -> None:
+    """What is longer than its column goes on in the next line: two names that begin alike stay different."""
+    found = compare_runs([out])
+    names = [f"{'x' * 40}-{place}.safetensors" for place in range(2)]
+    runs = tuple(replace(run, settings={"base": name}) for run, name in zip(found.runs, names, strict=True))
+    text = comparison_text(replace(found, runs=runs), 80)
+    block = text.partition("settings that differ")[2].partition("what came")[0].splitlines()
+    columns = [[line[16 + 32 * place : 48 + 32 * place].strip() for line in block[2:]] for place in range(2)]
+    assert ["".join(column) for column in columns] == names
+
+
+def test_the_html_option(out: Path, tmp_path: Path) -> None:
+    """The page comes beside what is printed; a folder is refused."""
+    pytest.importorskip("vl_convert")
+    result = call("compare", out, "--html", tmp_path / "new" / "page.html", "--align", "epoch")
+    assert result.exit_code == 0
+    assert "what came of it" in result.stdout
+    assert '"align":"epoch"' in (tmp_path / "new" / "page.html").read_text("utf-8")
+    said(call("compare", out, "--html", tmp_path), 2, "is a folder")
 
 
 def test_tables_come_as_csv_and_json(out: Path) -> None:

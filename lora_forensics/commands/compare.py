@@ -19,16 +19,26 @@ from lora_forensics.commands.parameters import FOLDER_HERE, HERE
     help="Where runs are compared: at the same step, epoch, or sum of the learning rates.",
 )
 @click.option("--figure", type=FOLDER_HERE, help="Draw comparison.png and comparison.svg into this folder.")
+@click.option("--html", type=HERE, help="Write one page with everything into this file; it opens without a network.")
 @click.option("--redact", is_flag=True, help="Leave out paths and names that people chose.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
 @click.option("-v", "--verbose", is_flag=True, help="Also what is the same in all runs, and all measures.")
-def compare(outs: tuple[Path, ...], align: str, figure: Path | None, redact: bool, as_json: bool, verbose: bool) -> int:
+def compare(
+    outs: tuple[Path, ...],
+    align: str,
+    figure: Path | None,
+    html: Path | None,
+    redact: bool,
+    as_json: bool,
+    verbose: bool,
+) -> int:
     """Set runs side by side: settings that differ, verdicts, and courses at the same step, epoch or dose.
 
     OUT is the folder of a scan, for all of its runs, or OUT/RUN. Example: lora-forensics compare forensics
     """
     from lora_forensics.comparison import compare_runs
     from lora_forensics.comparison.figure import draw_comparison
+    from lora_forensics.comparison.page import write_page
     from lora_forensics.comparison.text import comparison_text
     from lora_forensics.console import terminal_width, use_color
     from lora_forensics.reports import to_json
@@ -38,6 +48,8 @@ def compare(outs: tuple[Path, ...], align: str, figure: Path | None, redact: boo
     if figure is not None:
         for name, content in draw_comparison(found).items():
             write_bytes(figure / name, content)
+    if html is not None:
+        write_page(found, html)
     text = to_json(found.to_dict()) if as_json else comparison_text(found, terminal_width(), use_color(), verbose)
     click.echo(text, nl=False, color=use_color())
     return 0

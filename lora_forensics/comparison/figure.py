@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from lora_forensics.comparison.text import letters
-from lora_forensics.comparison.values import MEASURES, Comparison
+from lora_forensics.comparison.values import MEASURES, Comparison, logarithmic
+from lora_forensics.plots.lines import log_axis
 from lora_forensics.plots.names import drawable_text, elided
 from lora_forensics.plots.page import CM, draw, drawing
 
@@ -18,14 +19,14 @@ if TYPE_CHECKING:
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _LINES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
 """Seven colours and five dashes: 35 runs before a look comes again."""
-_WIDTH, _LEFT, _RIGHT, _TOP, _PANEL, _GAP, _BELOW, _LINE = 16.0, 1.9, 0.5, 0.4, 4.0, 1.1, 1.4, 0.55
+_WIDTH, _LEFT, _RIGHT, _TOP, _PANEL, _GAP, _BELOW, _LINE = 16.0, 1.9, 0.5, 0.4, 4.0, 1.1, 1.4, 0.46
 """Centimetres."""
 _NAMED = 24
 """Runs that the legend names."""
 
 
 def comparison_figure(found: Comparison) -> Figure:
-    """Every measure along the axis; a green diamond stands at the checkpoint that each run keeps."""
+    """Every measure along the axis; a diamond stands at the checkpoint that each run keeps."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -45,16 +46,21 @@ def comparison_figure(found: Comparison) -> Figure:
             box = (_LEFT / _WIDTH, bottom / total, 1 - (_LEFT + _RIGHT) / _WIDTH, _PANEL / total)
             axes = figure.add_axes(box, sharex=first)
             first = first or axes
-            axes.set_title(MEASURES[measure])
+            note = found.notes.get(measure, "").partition(":")[0]
+            axes.set_title(elided(f"{MEASURES[measure]}: {note}" if note else MEASURES[measure], 100))
             axes.tick_params(labelbottom=measure == measures[-1])
             for letter, run, (color, line) in shown:
                 known = run.course.filter(pl.col(found.align).is_not_null() & pl.col(measure).is_finite())
                 x, y = known[found.align].to_numpy(), known[measure].to_numpy()
-                axes.plot(x, y, color=color, linestyle=line, gid=f"{measure}-{letter}")
-                keep = run.verdict.keep
-                here = run.course.with_row_index().filter(pl.col("step") == (keep.step if keep else -1))
-                if len(here) and (kept := here[found.align][0]) is not None and (value := here[measure][0]) is not None:
-                    axes.plot(kept, value, "D", color=color, markersize=7, markeredgecolor="white", zorder=5)
+                axes.plot(
+                    x, y, color=color, linestyle=line, marker="." if len(x) == 1 else "", gid=f"{measure}-{letter}"
+                )
+                kept = run.kept()
+                if kept and kept[found.align] is not None and kept[measure] is not None:
+                    at = kept[found.align], kept[measure]
+                    axes.plot(*at, "D", color=color, markersize=7, markeredgecolor="white", zorder=5)
+            if measure in found.measures and logarithmic(measure, found.runs):
+                log_axis(axes)
             if not axes.has_data():
                 axes.text(0.5, 0.5, "nothing is known", transform=axes.transAxes, ha="center", va="center")
         axes.set_xlabel({"dose": "dose (sum of the learning rates)"}.get(found.align, found.align))

@@ -8,6 +8,8 @@ from lora_forensics.comparison.values import MEASURES, Comparison
 from lora_forensics.reports.terminal import Page
 from lora_forensics.reports.text import number, plain, wrapped
 
+_LISTED = 5
+"""Files and runs that could not be compared, unless all is asked for."""
 _LABEL, _COLUMN, _GAP = 16, 16, 2
 """Cells of the column of labels, of the narrowest column of a run, and of the gap inside of that."""
 _BRIEF = ("cosine", "held_out_loss", "path_length")
@@ -28,6 +30,9 @@ def comparison_text(found: Comparison, width: int, color: bool = False, verbose:
     elif same:
         page.line(f"the same in all: {', '.join(f'{name} {plain(value)}' for name, value in same.items())}", "quiet")
         page.blank()
+    if partly := found.partly():
+        page.line(f"told by some runs only, {'' if verbose else 'shown by -v, '}they may differ:", "quiet")
+        _block(page, ", ".join(map(plain, partly)), partly if verbose else {})
     _block(page, "what came of it", found.results())
     places = found.places()
     for measure in found.measures if verbose else [name for name in found.measures if name in _BRIEF]:
@@ -36,9 +41,21 @@ def comparison_text(found: Comparison, width: int, color: bool = False, verbose:
             for place in places
         }
         if rows:
-            _block(page, f"{MEASURES[measure]}, at the nearest checkpoint", rows)
+            page.line(f"{MEASURES[measure]}, at the nearest checkpoint", "run")
+            page.line(found.notes.get(measure, ""), "quiet")
+            page.raw(_table(rows, page.width))
     if not places:
         page.line(f"the runs share no {found.align} at which they can be compared", "none")
+        page.blank()
+    elif unknown := [letters(len(found.runs))[place] for place in found.without()]:
+        page.line(f"no {found.align} is known of {', '.join(unknown)}", "none")
+        page.blank()
+    if found.left_out:
+        page.line("not compared", "run")
+        for entry in found.left_out[: None if verbose else _LISTED]:
+            page.line(f"{plain(entry.path)}: {plain(entry.reason)}", "none")
+        if not verbose and len(found.left_out) > _LISTED:
+            page.line(f"and {len(found.left_out) - _LISTED} more: -v", "quiet")
     return page.text().rstrip("\n") + "\n"
 
 
@@ -58,6 +75,20 @@ def _value(found: Comparison, index: int, measure: str, place: float) -> str:
     return "-" if value is None else number(value)
 
 
+def _broken(line: str, room: int) -> Iterator[str]:
+    """A word that is longer than its column, in parts: none of it is lost."""
+    from rich.cells import cell_len
+
+    part, used = "", 0
+    for sign in line:
+        size = cell_len(sign)
+        if part and used + size > room:
+            yield part
+            part, used = "", 0
+        part, used = part + sign, used + size
+    yield part
+
+
 def _block(page: Page, title: str, rows: Mapping[str, list[str]]) -> None:
     page.line(title, "run")
     page.raw(_table(rows, page.width))
@@ -69,6 +100,9 @@ def _table(rows: Mapping[str, list[str]], width: int) -> Iterator[str]:
     """One value a run and row, in as many stretches of columns as the width needs; values wrap inside their column."""
     from rich.cells import set_cell_size
 
+    def lines(value: str, room: int) -> list[str]:
+        return [part for line in wrapped(plain(value), room) for part in _broken(line, room)] or [""]
+
     several = max(map(len, rows.values()), default=0)
     fit = max(1, min((width - _LABEL) // _COLUMN, several))
     room = min(max(_COLUMN, (width - _LABEL) // fit), 2 * _COLUMN)
@@ -76,9 +110,10 @@ def _table(rows: Mapping[str, list[str]], width: int) -> Iterator[str]:
         part = slice(start, start + fit)
         yield " " * _LABEL + "".join(head.ljust(room) for head in letters(several)[part]).rstrip()
         for label, values in rows.items():
-            cells = [list(wrapped(plain(value), room - _GAP)) or [""] for value in values[part]]
-            for line in range(max(map(len, cells))):
+            cells = [lines(value, room - _GAP) for value in values[part]]
+            heads = lines(label, _LABEL - 1)
+            for line in range(max(map(len, [heads, *cells]))):
                 texts = (set_cell_size(c[line] if line < len(c) else "", room - _GAP) + " " * _GAP for c in cells)
-                head = label if line == 0 else ""
+                head = heads[line] if line < len(heads) else ""
                 yield (set_cell_size(head, _LABEL - 1) + " " + "".join(texts)).rstrip()
         yield ""

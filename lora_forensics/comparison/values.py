@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median_low
 from typing import Any
 
 import polars as pl
 
-from lora_forensics.records import SCHEMA, Verdict
+from lora_forensics.records import SCHEMA, Skipped, Verdict
 
 ALIGN = ("step", "epoch", "dose")
 """What may lie along the axis."""
 
 MEASURES = {
     "cosine": "cosine similarity (CS)",
+    "cs_fluctuation": "CS-Fluctuation",
     "held_out_loss": "held-out loss",
     "train_loss": "training loss",
     "path_length": "way that the weights moved",
     "mean_relative_norm": "size of the change, relative to the weights",
+    "mean_effective_rank": "effective rank of the change",
 }
 """Column that may be compared along the axis, to what it is."""
 
+_LOG_FROM = 100.0
+"""Ratio of largest to smallest value from which a logarithmic scale is easier to read."""
 _PLACES = 6
 """Places along the axis at which the table shows all runs."""
 
@@ -37,7 +43,15 @@ class Compared:
     results: dict[str, str]
     """What came of it."""
     course: pl.DataFrame
-    """`ALIGN` and `MEASURES`, a row per checkpoint; null where unknown."""
+    """`ALIGN`, `MEASURES` and `place` (what the verdict calls its step), a row per checkpoint; null where unknown."""
+    report: Path | None = None
+    """The run's own page; None where there is none, or where nobody may see where it lies."""
+
+    def kept(self) -> dict[str, Any]:
+        """The row of the course at the checkpoint to keep; empty where nothing is kept."""
+        keep = self.verdict.keep
+        here = self.course.filter(pl.col("place") == keep.step) if keep else self.course.clear()
+        return here.row(0, named=True) if len(here) else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +62,25 @@ class Comparison:
     align: str
     measures: tuple[str, ...]
     """Those that at least one run has along the axis."""
+    notes: dict[str, str] = field(default_factory=dict)
+    """Measure to how far its values can be compared between these runs."""
+    left_out: tuple[Skipped, ...] = ()
+    """What could not be compared, and why."""
 
     def differing(self) -> dict[str, list[str]]:
-        """Settings that are not the same for all, one value a run; '?' where unknown."""
-        return {name: values for name, values in self._settings().items() if len(set(values)) > 1}
+        """Settings that are known to differ, one value a run; '?' where unknown."""
+        return {name: values for name, values in self.settings().items() if len(set(values) - {"?"}) > 1}
+
+    def partly(self) -> dict[str, list[str]]:
+        """Settings that only some runs tell, all of them the same: whether they differ is not known."""
+        return {name: values for name, values in self.settings().items() if "?" in values and len(set(values)) == 2}
 
     def same(self) -> dict[str, str]:
         """Settings that all runs share."""
-        return {name: values[0] for name, values in self._settings().items() if len(set(values)) == 1}
+        return {name: values[0] for name, values in self.settings().items() if len(set(values)) == 1}
 
-    def _settings(self) -> dict[str, list[str]]:
+    def settings(self) -> dict[str, list[str]]:
+        """All settings, one value a run; '?' where unknown."""
         names = dict.fromkeys(name for run in self.runs for name in run.settings)
         return {name: [run.settings.get(name, "?") for run in self.runs] for name in names}
 
@@ -67,28 +90,36 @@ class Comparison:
         return {name: [run.results.get(name, "-") for run in self.runs] for name in names}
 
     def places(self) -> list[float]:
-        """Places along the axis that all runs reach, from the latest start to the earliest end."""
-        axes = [run.course[self.align].drop_nulls() for run in self.runs]
-        axes = [axis for axis in axes if len(axis)]
-        if not axes:
+        """Places along the axis that runs share, from the latest start to the earliest end.
+
+        A run that ends before half of what is usual here (unfinished, or of a small rate) does not end the others.
+        """
+        axes = [run.course[self.align].drop_nulls().to_list() for run in self.runs]
+        spans = [(min(axis), max(axis)) for axis in axes if axis]
+        if not spans:
             return []
-        low, high = max(float(axis.min()) for axis in axes), min(float(axis.max()) for axis in axes)  # type: ignore[arg-type]
+        usual = median_low(high for _, high in spans)
+        spans = [(low, high) for low, high in spans if high >= usual / 2]
+        low, high = max(low for low, _ in spans), min(high for _, high in spans)
         if low >= high:
             return [low] if low == high else []
         width = (high - low) / (_PLACES - 1)
         return [low + width * place for place in range(_PLACES)]
 
+    def without(self) -> list[int]:
+        """Places of the runs of which nothing is known along the axis."""
+        return [place for place, run in enumerate(self.runs) if run.course[self.align].is_null().all()]
+
     def at(self, run: Compared, measure: str, place: float) -> float | None:
         """The value at the checkpoint that lies nearest to a place on the axis; None where none lies near."""
-        known = run.course.filter(pl.col(self.align).is_not_null())
+        known = run.course.filter(pl.col(self.align).is_not_null() & pl.col(measure).is_finite())
         if known.is_empty():
             return None
         nearest = known.sort((pl.col(self.align) - place).abs()).row(0, named=True)
-        axis = known[self.align].sort()
-        cadence = axis.diff().median()
-        far = abs(nearest[self.align] - place) > (cadence if isinstance(cadence, float) else math.inf)
-        value = nearest[measure]
-        return None if far or value is None or not math.isfinite(value) else float(value)
+        cadence = run.course[self.align].drop_nulls().sort().diff().median()
+        away = abs(nearest[self.align] - place)
+        far = away > cadence if isinstance(cadence, float) else away > 1e-9 * max(1.0, abs(place))
+        return None if far else float(nearest[measure])
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON-ready form."""
@@ -102,11 +133,15 @@ class Comparison:
                     "results": run.results,
                     "keep": run.verdict.to_dict()["keep"],
                     "status": run.verdict.status,
+                    "findings": [finding.to_dict() for finding in run.verdict.findings],
                     "course": run.course.select(*ALIGN, *self.measures).to_dicts(),
                 }
                 for run in self.runs
             ],
             "differing": sorted(self.differing()),
+            "partly_known": sorted(self.partly()),
+            "notes": self.notes,
+            "left_out": [entry.to_dict() for entry in self.left_out],
             "table": {
                 measure: [
                     {"at": place, "values": [self.at(run, measure, place) for run in self.runs]}
@@ -115,3 +150,9 @@ class Comparison:
                 for measure in self.measures
             },
         }
+
+
+def logarithmic(measure: str, runs: Sequence[Compared]) -> bool:
+    """Whether a measure's values are positive and span so much that a linear scale would show the largest run alone."""
+    values = [value for run in runs for value in run.course[measure].drop_nulls()]
+    return bool(values) and min(values) > 0 and max(values) >= _LOG_FROM * min(values)

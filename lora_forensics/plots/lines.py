@@ -108,7 +108,7 @@ def _fluctuation_panel(axes: Axes, series: pl.DataFrame, verdict: Verdict) -> No
     axes.margins(y=0.3)
     _line(axes, steps, value / 10.0**power, Look(BLACK, "-", "."), "cs-fluctuation")
     if logarithmic:
-        _logarithmic(axes)
+        log_axis(axes)
     _valleys(axes, steps, value / 10.0**power, points(series, "valley")[1])
     _chance(axes, verdict)
 
@@ -168,7 +168,7 @@ def _kept(axes: Axes, steps: Floats, value: Floats, verdict: Verdict) -> None:
         axes.plot(steps[here], value[here], linestyle="none", **KEEP_MARK, zorder=5, gid="kept")
 
 
-def _logarithmic(axes: Axes) -> None:
+def log_axis(axes: Axes) -> None:
     """A logarithmic axis with few ticks, whose labels do not need matplotlib's mathematics."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 

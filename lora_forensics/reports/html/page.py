@@ -27,10 +27,10 @@ def data_block(name: str, document: dict[str, Any]) -> str:
     return f'<script type="application/json" id="{name}">{harmless}</script>'
 
 
-def document(title: str, body: str, charts: bool = False, data: str = "") -> str:
-    """A whole page: `body` and `data` are markup already; `charts` embeds Vega."""
-    style = _file("page.css")
-    scripts = [_vega(), _file("charts.js")] if charts else []
+def document(title: str, body: str, charts: bool = False, data: str = "", own: str = "") -> str:
+    """A whole page: `body` and `data` are markup already; `charts` embeds Vega; `own`: other script, more style."""
+    style = _file("page.css") + (_file(f"{own}.css") if own else "")
+    scripts = [_vega(), _file(f"{own or 'charts'}.js")] if charts else []
     scripts.append(_file("page.js"))
     policy = "; ".join(
         (

@@ -190,8 +190,6 @@ def scan(
     from lora_forensics.scan import scan as run_scan
 
     asked = Gating.of(fail_on, baseline, write_baseline)
-    if redact:
-        _refuse_pages(reports)
     with console_progress(enabled=not (quiet or as_json or redact)) as progress:
         options = _scan_options(settings, reports, progress, plots=not no_plots)
         done = run_scan(runs, replace(options, redact=redact, gate=asked.gate))
@@ -318,8 +316,6 @@ def report(out: Path, reports: tuple[str, ...], redact: bool, as_json: bool, ver
     selection = chosen(settings)
     changed = any(source(name) is not click.core.ParameterSource.DEFAULT for name in settings)
     options = _assess_options(settings) if changed or current().thresholds != Thresholds() else None
-    if redact:
-        _refuse_pages(reports)
     names = _report_names(reports) or present(out)
     summary, lost = run_report(out, names, options, selection)
     if redact:
@@ -437,14 +433,6 @@ def _assess_options(settings: dict[str, Any]) -> AssessOptions:
 
     names = ("window", "detector", "similarity", "component", "learning_rate")
     return AssessOptions(**{name: settings[name] for name in names}, thresholds=current().thresholds)
-
-
-def _refuse_pages(names: tuple[str, ...]) -> None:
-    from lora_forensics.reports import REPORTS, PagedReport
-
-    for name in names:
-        if name in REPORTS and isinstance(REPORTS[name](), PagedReport):
-            raise UsageError(f"{name} holds tables and pictures, and cannot be redacted", "leave out one of the two")
 
 
 def _report_names(names: tuple[str, ...]) -> tuple[str, ...]:

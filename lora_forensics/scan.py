@@ -313,9 +313,12 @@ def write_redacted(summary: Summary, names: Iterable[str], plots: bool) -> Summa
             save_plots(folder / REDACTED / label.run / "plots", series, stored.layers, stored.checkpoints, label)
     for name in dict.fromkeys(names):
         rendered = REPORTS[name]()
-        if rendered.filename is not None and not isinstance(rendered, PagedReport):  # pages hold tables and pictures
+        if rendered.filename is not None:
             placed = replace(shared, folder=folder / REDACTED)
             write_text(folder / REDACTED / rendered.filename, rendered.render(placed))
+        if isinstance(rendered, PagedReport):
+            for place, page in rendered.pages(summary, Redaction(summary)):
+                write_text(folder / REDACTED / place, page)
     return shared
 
 

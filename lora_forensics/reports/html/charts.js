@@ -7,7 +7,8 @@
   const unit = page.unit;
   const rows = steps.map((_, i) => Object.fromEntries(Object.entries(table).map(([name, column]) => [name, column[i]])));
   const views = new Map();
-  const state = { picked: 0, low: 0, high: 1, near: -1 };
+  const quiet = () => getComputedStyle(document.documentElement).getPropertyValue("--quiet").trim();
+  const state = { picked: 0, low: 0, high: 1, near: -1, ink: quiet() };
   const first = steps[0], last = steps[steps.length - 1];
   const room = Math.max((last - first) * 0.02, 0.5);
   const tip = document.createElement("div");
@@ -101,7 +102,7 @@
   const draw = async (name, spec, options) => {
     const element = document.getElementById(`chart-${name}`);
     if (!element) return null;
-    const ends = { picked: state.picked, hover: first - 10 * room, low: state.low, high: state.high, near: state.near };
+    const ends = { picked: state.picked, hover: first - 10 * room, low: state.low, high: state.high, near: state.near, ink: state.ink };
     const params = spec.params.map((param) => ({ ...param, value: ends[param.name] }));
     const made = await vegaEmbed(element, { ...spec, params, datasets: options.data }, {
       actions: false, ast: true, defaultStyle: false, renderer: options.renderer || "svg",
@@ -194,5 +195,19 @@
   for (const button of document.querySelectorAll("button[data-step]")) {
     button.addEventListener("click", () => pick(nearest(steps, Number(button.dataset.step))));
   }
+  // a canvas knows no CSS: it is told the colour of the theme, and of paper
+  const paint = (ink) => {
+    state.ink = ink;
+    signals({ ink });
+  };
+  new MutationObserver(() => paint(quiet())).observe(document.documentElement, { attributes: true, attributeFilter: ["data-theme"] });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => paint(quiet()));
+  addEventListener("beforeprint", () => paint("#444"));
+  addEventListener("afterprint", () => paint(quiet()));
+  addEventListener("keydown", (event) => {
+    if (event.key !== "Escape") return;
+    if (tip.hidden) reset();
+    tip.hidden = true;
+  });
   start();
 })();

@@ -76,6 +76,10 @@ class Redaction:
         places += [entry.path.as_posix() for v in summary.runs for entry in v.skipped]
         places += [entry.path.as_posix() for entry in summary.skipped]
         places += [str(Path.home()), str(Path.cwd())]
+        # a base that was not found is named in the sentence alone, once in quotation marks and then in places
+        told = [text for v in summary.runs for text in (v.message, *(f.message for f in v.findings))]
+        quoted = [found[1:-1] for text in told for found in _QUOTED.findall(text) if " " in found]
+        places += [name for found in quoted for name in (found, re.split(r"[/\\]", found)[-1])]
         known = sorted({place for place in places if len(place) >= _SHORTEST}, key=len, reverse=True)
         whole = [place for place in known if "/" in place or "\\" in place or " " in place]
         self._whole = re.compile("|".join(map(re.escape, whole)) or r"(?!)")

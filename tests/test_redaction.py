@@ -18,7 +18,7 @@ from lora_forensics.records import Finding, Summary, Verdict
 from lora_forensics.redaction import Redaction, label, redacted
 from lora_forensics.reports import REPORTS, available
 
-SECRETS = ("janedoe", "Jane Doe", "gpu-of-jane", "holiday", "portrait of", "hush", "/home/", "private base")
+SECRETS = ("janedoe", "Jane Doe", "gpu-of-jane", "holiday", "portrait of", "hush", "/home/", "private base", "velvet")
 REPORTED = [argument for name in available() for argument in ("--report", name)]
 
 
@@ -31,7 +31,7 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list
     runs = home / "Jane Doe holiday"
     base_model(runs / "private base.safetensors")
     peft_run(runs / "hush_v2", base="../private base.safetensors", losses=LOSSES)
-    peft_run(runs / "other holiday", base="/home/janedoe/gone/hush base.safetensors")
+    peft_run(runs / "other holiday", base="/home/janedoe/gone/hush velvet <sofa> base.safetensors")
     (runs / "portrait of Jane Doe.safetensors").write_bytes(b"half a file")
     saved = runs / "hush_v2" / "checkpoint-70" / "adapter_model.safetensors"
     saved.write_bytes(saved.read_bytes()[:-9])

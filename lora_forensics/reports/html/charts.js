@@ -104,12 +104,15 @@
     if (!element) return null;
     const ends = { picked: state.picked, hover: first - 10 * room, low: state.low, high: state.high, near: state.near, ink: state.ink };
     const params = spec.params.map((param) => ({ ...param, value: ends[param.name] }));
-    const made = await vegaEmbed(element, { ...spec, params, datasets: options.data }, {
+    // Vega names and describes the element that it draws in: one inside, so that ours keeps its words
+    const inside = element.firstElementChild || element.appendChild(document.createElement("div"));
+    const made = await vegaEmbed(inside, { ...spec, params, datasets: options.data }, {
       actions: false, ast: true, defaultStyle: false, renderer: options.renderer || "svg",
       tooltip: options.tooltip ? tooltip : false, patch: [], logLevel: 1,
     });
-    element.querySelectorAll("[role]").forEach((part) => part.removeAttribute("role"));
-    element.querySelectorAll("svg, canvas").forEach((part) => part.setAttribute("aria-hidden", "true"));
+    inside.querySelectorAll("[role]").forEach((part) => part.removeAttribute("role"));
+    for (const name of ["role", "aria-label", "aria-roledescription"]) inside.removeAttribute(name);
+    inside.setAttribute("aria-hidden", "true");
     const view = made.view;
     const old = views.get(name);
     views.set(name, view);
@@ -133,15 +136,18 @@
     const line = await draw("column", page.specs.column, { data: { chosen } });
     if (line) listen(line[0], fresh(line[1]), [[`${column}.low`, "lowest tenth"], [`${column}.mid`, "median"], [`${column}.high`, "highest tenth"]]);
     document.getElementById("column-meaning").textContent = page.meanings[column] || "";
+    const told = chosen.filter((row) => typeof row["v.mid"] === "number");
+    const ends = [told[0], told[told.length - 1]].filter(Boolean).map((row) => `${shown(row["v.mid"])} at ${unit} ${row.step}`);
+    document.getElementById("chart-column").setAttribute("aria-label", `${column}, median over modules: ${ends.join(", ")}.`);
     if (!known) return;
     const value = unpack(known);
-    const ends = at.map((s, i) => [i ? (at[i - 1] + s) / 2 : s - room, i < at.length - 1 ? (s + at[i + 1]) / 2 : s + room]);
+    const spans = at.map((s, i) => [i ? (at[i - 1] + s) / 2 : s - room, i < at.length - 1 ? (s + at[i + 1]) / 2 : s + room]);
     const cellRows = [];
     mapped.rows.forEach(([, name, many], row) => at.forEach((step, i) => {
       const v = value(row * at.length + i);
       if (v === null) return;
       const what = many > 1 ? `${name} (mean of ${many} modules)` : name;
-      cellRows.push({ row, below: row + 1.1, from: ends[i][0], to: ends[i][1] + (ends[i][1] - ends[i][0]) / 10, v, said: `${what}\n${unit} ${step}\n${column}: ${shown(v)}` });
+      cellRows.push({ row, below: row + 1.1, from: spans[i][0], to: spans[i][1] + (spans[i][1] - spans[i][0]) / 10, v, said: `${what}\n${unit} ${step}\n${column}: ${shown(v)}` });
     }));
     const spec = structuredClone(page.specs.map);
     let [low, high] = [known[2], known[3]];

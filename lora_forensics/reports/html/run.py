@@ -46,8 +46,7 @@ def run_page(verdict: Verdict, tables: RunTables, versions: dict[str, str]) -> s
 <main id="main" class="wrap">
 {answer(verdict)}
 {_stepper(lines, verdict) if lines["step"] else ""}
-<section aria-label="Charts"><h2 class="vh">Charts</h2>{_legend(verdict)}
-<div class="charts">{"".join(_figure(chart, lines, verdict) for chart in first)}{_cloud(cloud)}</div></section>
+{_charts("".join(_figure(chart, lines, verdict) for chart in first) + _cloud(cloud), verdict)}
 {_candidates(verdict, lines)}
 {_samples(verdict, lines)}
 {_column(cells, verdict)}
@@ -90,6 +89,13 @@ def _decisive(verdict: Verdict, drawn: list[charts.Chart]) -> list[charts.Chart]
     order = ("probe", "loss", "fluctuation", "cs") if held else ("fluctuation", "cs", "loss", "probe")
     ranks = {name: place for place, name in enumerate(order)}
     return sorted(drawn, key=lambda chart: ranks.get(chart.name, len(ranks)))
+
+
+def _charts(figures: str, verdict: Verdict) -> str:
+    if not figures:
+        return ""
+    return f"""<section aria-label="Charts"><h2 class="vh">Charts</h2>{_legend(verdict)}
+<div class="charts">{figures}</div></section>"""
 
 
 def _legend(verdict: Verdict) -> str:
@@ -198,8 +204,8 @@ def _samples(verdict: Verdict, lines: data.Lines) -> str:
     unit = esc(verdict.step_unit)
     heads = "".join(f"<th scope=col>{unit} {c.step}<br><span class=quiet>{esc(c.why)}</span></th>" for c in columns)
     rows = "".join(
-        f"<tr><th scope=row>{esc(prompt)}</th>"
-        + "".join(_image(c.images[place], c.step, prompt, unit) for c in columns)
+        f"<tr><th scope=row>{esc(_prompt(prompt))}</th>"
+        + "".join(_image(c.images[place], c.step, _prompt(prompt), unit) for c in columns)
         + "</tr>"
         for place, prompt in enumerate(prompts)
     )
@@ -209,11 +215,16 @@ def _samples(verdict: Verdict, lines: data.Lines) -> str:
 <thead><tr><th scope="col">prompt</th>{heads}</tr></thead><tbody>{rows}</tbody></table></div></section>"""
 
 
+def _prompt(name: str) -> str:
+    """A prompt's name; a bare number where the trainer writes no more of it into the names of files."""
+    return f"prompt {int(name)}" if name.isdecimal() else name
+
+
 def _image(image: tuple[int, str] | None, step: int, prompt: str, unit: str) -> str:
     if image is None:
         return "<td class=quiet>not readable</td>"
     away = f"<p class=note>saved at {unit} {image[0]}</p>" if image[0] != step else ""
-    return f'<td><img src="{image[1]}" alt="Sample for prompt {esc(prompt)} at {unit} {image[0]}">{away}</td>'
+    return f'<td><img src="{image[1]}" alt="Sample for {esc(prompt)} at {unit} {image[0]}">{away}</td>'
 
 
 def _modules(tables: RunTables, verdict: Verdict) -> str:

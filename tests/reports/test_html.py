@@ -391,3 +391,17 @@ def test_page_without_tables_has_no_empty_parts(tmp_path: Path) -> None:
     page = write_pages(tmp_path, verdict_of("r")).read_text("utf-8")
     assert "Click or slide" not in page
     assert "c100.safetensors" in page
+
+
+def test_many_of_one_rule_are_folded(tmp_path: Path) -> None:
+    """Forty damaged files leave room on the first screen for another error, and none of them is lost."""
+    write_tables(tmp_path / "r")
+    damaged = [Finding("truncated-file", "error", f"left out: c{place}") for place in range(40)]
+    verdict = verdict_of("r", findings=(*damaged, Finding("nonfinite", "error", "NaN everywhere")))
+    markup = write_pages(tmp_path, verdict).read_text("utf-8")
+    said = answer_of(markup)
+    assert "38 more: truncated-file" in said
+    assert all(f"left out: c{place} " in said for place in range(40))
+    folded = re.sub(r"<details>.*?</details>", "", markup, flags=re.DOTALL)
+    assert "NaN everywhere" in folded
+    assert folded.count("left out: c") == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -146,6 +147,26 @@ def test_picking_links_all_charts(browser: Any, out: Path) -> None:
     assert all(_rule(browser, chart)[0] < before[chart][0] for chart in charts)
     near = browser.find_element("id", "cloud-step").text
     assert near == "step 20"
+
+
+def test_pointer_links_all_charts(browser: Any, out: Path) -> None:
+    """The step at the pointer is a line in every chart on the screen, beside its numbers; no chart keeps it."""
+    from selenium.webdriver import ActionChains
+
+    lines = """const at = (line) => line.getAttribute("stroke-width") === "1";
+        return [...document.querySelectorAll(".chart")]
+            .filter(chart => [...chart.querySelectorAll(".role-mark line")].some(at)).map(chart => chart.id)"""
+    visit(browser, out / "r/report.html", height=1400)
+    chart = browser.find_element("css selector", "#chart-cs svg")
+    ActionChains(browser).move_to_element_with_offset(chart, 60, 0).perform()
+    assert {"chart-cs", "chart-fluctuation", "chart-loss", "chart-norm"} <= set(browser.execute_script(lines))
+    told = browser.find_element("css selector", ".tip").text
+    assert re.fullmatch(r"step \d+\nCS: 0\.\d+", told)
+    browser.execute_script("scrollTo(0, document.body.scrollHeight)")
+    ActionChains(browser).move_to_element(browser.find_element("css selector", "footer")).perform()
+    browser.execute_async_script("setTimeout(arguments[0], 300)")
+    assert browser.execute_script(lines) == []
+    assert not browser.find_element("css selector", ".tip").is_displayed()
 
 
 def test_zoom_is_shared(browser: Any, out: Path) -> None:

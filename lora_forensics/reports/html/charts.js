@@ -31,12 +31,23 @@
     tip.style.left = `${Math.max(4, Math.min(event.clientX + 14, innerWidth - box.width - 4))}px`;
     tip.style.top = `${Math.max(4, Math.min(event.clientY + 14, innerHeight - box.height - 4))}px`;
   };
-  const signals = (values) => {
-    for (const view of views.values()) {
+  const onScreen = (name) => {
+    const box = document.getElementById(`chart-${name}`).getBoundingClientRect();
+    return box.bottom > 0 && box.top < innerHeight;
+  };
+  const signals = (values, where = () => true) => {
+    for (const [name, view] of views) {
+      if (!where(name)) continue;
       const known = view.getState().signals;
-      for (const [name, v] of Object.entries(values)) if (name in known) view.signal(name, v);
+      for (const [signal, v] of Object.entries(values)) if (signal in known) view.signal(signal, v);
       view.runAsync();
     }
+  };
+
+  const point = (hover) => {
+    if (hover === state.hover) return;
+    state.hover = hover;
+    signals({ hover }, hover < first ? undefined : onScreen);
   };
 
   const slider = document.getElementById("step");
@@ -76,12 +87,12 @@
     let from = null;
     element.addEventListener("pointermove", (event) => {
       const i = nearest(steps, at(view, element, event));
-      signals({ hover: steps[i] });
+      point(steps[i]);
       if (columns) tell([`${unit} ${steps[i]}`, ...columns.map(([name, said]) => `${said}: ${shown((table[name] || [])[i])}`)], event);
     });
     element.addEventListener("pointerleave", () => {
       tip.hidden = true;
-      signals({ hover: first - 10 * room });
+      point(first - 10 * room);
     });
     element.addEventListener("pointerdown", (event) => {
       from = event.pointerType === "mouse" ? [event.clientX, at(view, element, event)] : null;

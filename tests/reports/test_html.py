@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from reports.pages import HOSTILE, METRICS, verdict_of, write_pages, write_tables
 
 from lora_forensics.cli import main
-from lora_forensics.records import Candidate, Finding, Keep, Skipped, Summary
+from lora_forensics.records import BaseModelSummary, Candidate, Finding, Keep, Skipped, Summary, TurningPoint
 from lora_forensics.reports import available, text
 from lora_forensics.reports.html import HtmlReport, samples
 from lora_forensics.reports.html.data import cells
@@ -405,3 +405,15 @@ def test_many_of_one_rule_are_folded(tmp_path: Path) -> None:
     folded = re.sub(r"<details>.*?</details>", "", markup, flags=re.DOTALL)
     assert "NaN everywhere" in folded
     assert folded.count("left out: c") == 2
+
+
+def test_a_verdict_changed_by_hand_adds_no_markup(tmp_path: Path) -> None:
+    """Also where a number should stand."""
+    write_tables(tmp_path / "r")
+    verdict = verdict_of("r", base_model=BaseModelSummary("b", "<i>1</i>", "<i>2</i>"))
+    verdict = replace(verdict, turning_point=TurningPoint(14, 150, 3.75, "c150.safetensors", "<i>4</i>"))
+    spread = {"null_band": ["<i>5</i>", "<i>6</i>"], "layer_interval": {"low_step": "<i>7</i>", "high_step": None}}
+    probe = {"samples": "<i>8</i>", "evaluations": [{"step": "<i>9</i>", "score": "<i>1</i>"}], "flat": ["<i>2</i>"]}
+    verdict = replace(verdict, evidence={"inside_null_band": True, "probe": probe, **spread})
+    for keep in (verdict.keep, replace(verdict.keep, rests_on="probe")):
+        assert "<i>" not in write_pages(tmp_path, replace(verdict, keep=keep)).read_text("utf-8")

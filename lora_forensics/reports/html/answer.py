@@ -65,10 +65,8 @@ def _rows(verdict: Verdict) -> Iterator[tuple[str, str]]:
     """Labels, and their markup."""
     keep, unit = verdict.keep, esc(verdict.step_unit)
     yield "why", f'<span class="why">{_why(verdict)}</span>'
-    yield (
-        "evidence",
-        (_probe(verdict) if keep.rests_on == "probe" else _STRENGTH.get(keep.rests_on, "")) if keep else "",
-    )
+    if keep is not None:
+        yield "evidence", _probe(verdict) if keep.rests_on == "probe" else _STRENGTH.get(keep.rests_on, "")
     others = [entry for entry in verdict.candidates if keep is None or entry.checkpoint != keep.checkpoint]
     if keep is None:
         files = "".join(f"<li><span class=file>{esc(c.checkpoint)}</span> ({esc(c.why)})</li>" for c in others)
@@ -83,7 +81,8 @@ def _rows(verdict: Verdict) -> Iterator[tuple[str, str]]:
     base = verdict.base_model
     if base.total:
         where = f", <code>{esc(base.path)}</code>" if base.path else ""
-        yield "base model", f"{base.matched} of {text.count(base.total, 'module')} have a base weight{where}"
+        found = esc(f"{base.matched} of {text.count(base.total, 'module')} have a base weight")
+        yield "base model", f"{found}{where}"
 
 
 def _why(verdict: Verdict) -> str:
@@ -125,7 +124,8 @@ def _turning(verdict: Verdict) -> str:
     if point is None:
         return esc(verdict.message) if verdict.keep is not None else ""
     place = esc(text.place(verdict, point.step, point.epoch))
-    said = f"{place}: second valley of CS-Fluctuation, computed from {unit}s {point.step}-{point.support_end_step}."
+    rests_on = _range((point.step, point.support_end_step))
+    said = f"{place}: second valley of CS-Fluctuation, computed from {unit}s {rests_on}."
     band, other, sweep = null_band(verdict), layer_interval(verdict), window_sweep(verdict)
     if band and verdict.evidence.get("inside_null_band"):
         said += f" This is no evidence: random walks turn at {unit}s {_range(band)}, too."

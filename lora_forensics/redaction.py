@@ -76,6 +76,10 @@ class Redaction:
         places += [entry.path.as_posix() for v in summary.runs for entry in v.skipped]
         places += [entry.path.as_posix() for entry in summary.skipped]
         places += [str(Path.home()), str(Path.cwd())]
+        # a base that was not found is named in the sentence alone, once in quotation marks and then in places
+        told = [text for v in summary.runs for text in (v.message, *(f.message for f in v.findings))]
+        quoted = [found[1:-1] for text in told for found in _QUOTED.findall(text) if " " in found]
+        places += [name for found in quoted for name in (found, re.split(r"[/\\]", found)[-1])]
         known = sorted({place for place in places if len(place) >= _SHORTEST}, key=len, reverse=True)
         whole = [place for place in known if "/" in place or "\\" in place or " " in place]
         self._whole = re.compile("|".join(map(re.escape, whole)) or r"(?!)")
@@ -89,8 +93,10 @@ class Redaction:
         """A run's label."""
         return label("run", name)
 
-    def checkpoint(self, name: str) -> str:
+    def checkpoint(self, name: str, step: int | None = None, unit: str = "step") -> str:
         """A checkpoint's label: its step where that is known."""
+        if step is not None:
+            return _stepped(unit, name, step)
         return self._checkpoints.get(name) or label("file", name) + PurePosixPath(name).suffix
 
     def text(self, sentence: str) -> str:
@@ -149,20 +155,19 @@ class Redaction:
     def _learn(self, verdict: Verdict) -> None:
         """Names of checkpoints, and their steps."""
         for point in verdict.points():
-            self._checkpoints[point.checkpoint] = _stepped(verdict, point.checkpoint, point.step)
+            self._checkpoints[point.checkpoint] = _stepped(verdict.step_unit, point.checkpoint, point.step)
         for entry in _dictionaries(verdict.evidence):
             name, step = entry.get("checkpoint"), entry.get("step")
             if isinstance(name, str) and isinstance(step, int):
-                self._checkpoints[name] = _stepped(verdict, name, step)
+                self._checkpoints[name] = _stepped(verdict.step_unit, name, step)
             for end in ("low", "high"):
                 name, step = entry.get(end), entry.get(f"{end}_step")
                 if isinstance(name, str) and isinstance(step, int):
-                    self._checkpoints[name] = _stepped(verdict, name, step)
+                    self._checkpoints[name] = _stepped(verdict.step_unit, name, step)
 
 
-def _stepped(verdict: Verdict, name: str, step: int) -> str:
-    unit = "epoch" if verdict.step_unit == "epoch" else "step"
-    return f"{unit}-{step}{_suffix(PurePosixPath(name))}"
+def _stepped(unit: str, name: str, step: int) -> str:
+    return f"{'epoch' if unit == 'epoch' else 'step'}-{step}{_suffix(PurePosixPath(name))}"
 
 
 def _suffix(path: PurePath) -> str:

@@ -299,9 +299,12 @@ def write_redacted(summary: Summary, names: Iterable[str], plots: bool) -> Summa
             _plot(folder / verdict.run, stored, label, folder / REDACTED / label.run)
     for name in dict.fromkeys(names):
         rendered = REPORTS[name]()
-        if rendered.filename is not None and not isinstance(rendered, PagedReport):  # pages hold tables and pictures
+        if rendered.filename is not None:
             placed = replace(shared, folder=folder / REDACTED)
             write_text(folder / REDACTED / rendered.filename, rendered.render(placed))
+        if isinstance(rendered, PagedReport):
+            for place, page in rendered.pages(summary, Redaction(summary)):
+                write_text(folder / REDACTED / place, page)
     return shared
 
 

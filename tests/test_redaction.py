@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import platform
 import re
 import sys
@@ -15,10 +16,10 @@ from test_cli import LOSSES, call
 
 from lora_forensics.records import Finding, Summary, Verdict
 from lora_forensics.redaction import Redaction, label, redacted
-from lora_forensics.reports import REPORTS
+from lora_forensics.reports import REPORTS, available
 
-SECRETS = ("janedoe", "Jane Doe", "gpu-of-jane", "holiday", "portrait of", "hush", "/home/", "private base")
-REPORTED = [argument for name in REPORTS if name != "html" for argument in ("--report", name)]
+SECRETS = ("janedoe", "Jane Doe", "gpu-of-jane", "holiday", "portrait of", "hush", "/home/", "private base", "velvet")
+REPORTED = [argument for name in available() for argument in ("--report", name)]
 
 
 def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[Result]]:
@@ -30,7 +31,7 @@ def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list
     runs = home / "Jane Doe holiday"
     base_model(runs / "private base.safetensors")
     peft_run(runs / "hush_v2", base="../private base.safetensors", losses=LOSSES)
-    peft_run(runs / "other holiday", base="/home/janedoe/gone/hush base.safetensors")
+    peft_run(runs / "other holiday", base="/home/janedoe/gone/hush velvet <sofa> base.safetensors")
     (runs / "portrait of Jane Doe.safetensors").write_bytes(b"half a file")
     saved = runs / "hush_v2" / "checkpoint-70" / "adapter_model.safetensors"
     saved.write_bytes(saved.read_bytes()[:-9])
@@ -54,7 +55,7 @@ def test_nothing_planted_comes_out(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     out, printed = planted(tmp_path, monkeypatch)
     shared = out / "redacted"
     files = [path for path in shared.rglob("*") if path.is_file()]
-    assert {REPORTS[name]().filename for name in REPORTS} - {None, "index.html"} <= {path.name for path in files}
+    assert {REPORTS[name]().filename for name in available()} - {None} <= {path.name for path in files}
     assert {path.suffix for path in files if path.parent.name == "plots"} == {".png", ".svg"}
     texts = {str(path.relative_to(shared)): path.read_bytes().decode("utf-8", "replace") for path in files}
     texts |= {str(number): result.output for number, result in enumerate(printed)}
@@ -126,11 +127,20 @@ def verdict_of() -> Callable[[str], Verdict]:
     return make
 
 
-def test_pages_are_not_redacted(tmp_path: Path) -> None:
-    """What holds tables and pictures is refused before any work, not left half open."""
-    for command in ("scan", "report"):
-        result = call(
-            command, tmp_path, *(("--out", tmp_path / "o") if command == "scan" else ()), "--redact", "--report", "html"
-        )
-        assert result.exit_code == 2
-        assert "cannot be redacted" in result.stderr
+def test_pages_are_redacted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages hold labels in tables and charts, and no image that the trainer sampled; the scan's own pages hold them."""
+    image = pytest.importorskip("PIL.Image")
+    pytest.importorskip("vl_convert")
+    folder = tmp_path / "home" / "janedoe" / "Jane Doe holiday" / "hush_v2" / "samples" / "0 - portrait of Jane Doe"
+    folder.mkdir(parents=True)
+    image.new("RGB", (9, 9)).save(folder / "2024-01-01_12-00-00-training-sample-50-1-7.png")
+    out, _ = planted(tmp_path, monkeypatch)
+    own = (out / "hush_v2" / "report.html").read_text("utf-8")
+    assert all(secret in own for secret in ("portrait of Jane Doe", "data:image/webp", "checkpoint-50/"))
+    shared = (out / "redacted" / label("run", "hush_v2") / "report.html").read_text("utf-8")
+    plain = html.unescape(re.sub(r"\\u([0-9a-f]{4})", lambda found: chr(int(found[1], 16)), shared)).lower()
+    assert not [secret for secret in SECRETS if secret.lower() in plain]
+    assert "data:image" not in shared.partition("</style>")[2].partition("<script>")[0]
+    assert "checkpoint-50" not in shared
+    assert "step-50.safetensors" in shared
+    assert f'href="./{label("run", "hush_v2")}/report.html"' in (out / "redacted" / "index.html").read_text("utf-8")

@@ -98,6 +98,16 @@ def test_columns_are_those_of_the_contract() -> None:
         assert [column.name for column in TABLES[table]][: len(names.split())] == names.split()
 
 
+@pytest.mark.parametrize("folder", ["style [v2]", "a{b,c}", "{{x}}", "what?", "*", "[!a-"])
+def test_a_name_is_no_pattern(tmp_path: Path, frame: pl.DataFrame, folder: str) -> None:
+    """A run may have any name: signs of patterns in it mean themselves."""
+    if os.name == "nt" and set(folder) & set("?*"):
+        pytest.skip("no name on Windows")
+    write_table(frame, tmp_path / folder / "layers.parquet", LAYER_COLUMNS)
+    assert read_table(tmp_path / folder / "layers.parquet").equals(frame)
+    assert read_notes(tmp_path / folder / "layers.parquet")
+
+
 def test_notes_travel_with_the_table(tmp_path: Path, frame: pl.DataFrame) -> None:
     """Text of the caller comes back from the file's metadata, any script and quotes included."""
     notes = {"lora_forensics.run": json.dumps({"path": "läufe/ラン \"a'"}, ensure_ascii=False)}

@@ -11,7 +11,7 @@ from lora_forensics.commands.configured import chosen, configured, current, sele
 from lora_forensics.commands.gating import REDACT
 from lora_forensics.commands.parameters import PLACE
 from lora_forensics.commands.printing import complain, print_report
-from lora_forensics.commands.scanning import assess_options, assessing, refuse_pages, report_names
+from lora_forensics.commands.scanning import assess_options, assessing, report_names
 
 
 @click.command()
@@ -38,8 +38,6 @@ def report(out: Path, reports: tuple[str, ...], redact: bool, as_json: bool, ver
     selection = chosen(settings)
     changed = any(source(name) is not click.core.ParameterSource.DEFAULT for name in settings)
     options = assess_options(settings) if changed or current().thresholds != Thresholds() else None
-    if redact:
-        refuse_pages(reports)
     names = report_names(reports) or present(out)
     summary, lost = run_report(out, names, options, selection)
     if redact:

@@ -12,7 +12,7 @@ from lora_forensics.commands.configured import configured, selecting
 from lora_forensics.commands.gating import Gating, gating
 from lora_forensics.commands.parameters import PLACE
 from lora_forensics.commands.printing import complain, print_report
-from lora_forensics.commands.scanning import assessing, measuring, refuse_pages, scan_options
+from lora_forensics.commands.scanning import assessing, measuring, scan_options
 
 
 @click.command()
@@ -52,8 +52,6 @@ def scan(
     from lora_forensics.scan import scan as run_scan
 
     asked = Gating.of(fail_on, baseline, write_baseline)
-    if redact:
-        refuse_pages(reports)
     with console_progress(enabled=not (quiet or as_json or redact)) as progress:
         options = scan_options(settings, reports, progress, plots=not no_plots)
         done = run_scan(runs, replace(options, redact=redact, gate=asked.gate))

@@ -115,19 +115,6 @@ def assess_options(settings: dict[str, Any]) -> AssessOptions:
     return AssessOptions(**{name: settings[name] for name in names}, thresholds=current().thresholds)
 
 
-def refuse_pages(names: tuple[str, ...]) -> None:
-    """Before the work: what cannot be redacted.
-
-    Raises:
-        UsageError: a report of these has pages.
-    """
-    from lora_forensics.reports import REPORTS, PagedReport
-
-    for name in names:
-        if name in REPORTS and isinstance(REPORTS[name](), PagedReport):
-            raise UsageError(f"{name} holds tables and pictures, and cannot be redacted", "leave out one of the two")
-
-
 def report_names(names: tuple[str, ...]) -> tuple[str, ...]:
     """The same names, once all are known and what they need is installed.
 

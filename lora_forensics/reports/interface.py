@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
 from lora_forensics.records import Summary
+from lora_forensics.redaction import Redaction
 
 
 class Report(Protocol):
@@ -31,6 +32,6 @@ class PagedReport(Report, Protocol):
         """
         ...
 
-    def pages(self, summary: Summary) -> Iterator[tuple[str, str]]:
-        """Its other files: place in OUT, and the whole text."""
+    def pages(self, summary: Summary, hidden: Redaction | None = None) -> Iterator[tuple[str, str]]:
+        """Its other files: place in OUT, and the whole text; to be shared, if `hidden` takes names out of them."""
         ...

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from reports.pages import HOSTILE, METRICS, verdict_of, write_pages, write_tables
 
 from lora_forensics.cli import main
-from lora_forensics.records import Candidate, Keep, Skipped, Summary
+from lora_forensics.records import BaseModelSummary, Candidate, Finding, Keep, Skipped, Summary, TurningPoint
 from lora_forensics.reports import available, text
 from lora_forensics.reports.html import HtmlReport, samples
 from lora_forensics.reports.html.data import cells
@@ -235,3 +235,185 @@ def test_samples_are_small_and_real(tmp_path: Path) -> None:
     assert all(len(image) < 100_000 and image.startswith("data:image/webp;base64,") for image in images)
     assert "not readable" in page
     assert re.search(r'alt="Sample for prompt 0 at step 100"', page)
+
+
+def answer_of(markup: str) -> str:
+    """The first screen, as text."""
+    part = markup[markup.index('<div class="answer">') : markup.index('id="step"')]
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", part)).split())
+
+
+PROBE = {
+    "scorer": "a command",
+    "maximise": True,
+    "samples": 4,
+    "score": 0.5,
+    "evaluations": [
+        {"checkpoint": f"c{step}.safetensors", "step": step, "score": step / 400} for step in (50, 100, 240)
+    ],
+    "flat": [{"checkpoint": "c50.safetensors", "step": 50}, {"checkpoint": "c100.safetensors", "step": 100}],
+}
+
+
+@pytest.mark.parametrize(
+    ("rests_on", "words"),
+    [
+        ("held_out_loss", ("evidence Measured : the trainer's own loss on data that was not trained on",)),
+        ("weights", ("why Half of the way", "is covered at step 100", "evidence Weak : saved weights alone")),
+        ("turning_point", ("evidence Weak : saved weights alone", "not better than the middle")),
+        ("prior", ("evidence Weak : a rule of thumb",)),
+        (
+            "probe",
+            (
+                "evidence Measured : a probe of 3 checkpoints on 4 samples",
+                "cannot tell it from step 50.",
+                "step 50: 0.125, 100: 0.25, 240: 0.6 (higher is better)",
+            ),
+        ),
+    ],
+)
+def test_evidence_is_weighed(tmp_path: Path, rests_on: Any, words: tuple[str, ...]) -> None:
+    """The first screen says of each kind of evidence whether anything was measured, and what chance does."""
+    write_tables(tmp_path / "r")
+    verdict = verdict_of("r", keep=Keep("c100.safetensors", 100, 2.5, rests_on))
+    verdict = replace(verdict, evidence={**verdict.evidence, "probe": PROBE})
+    said = answer_of(write_pages(tmp_path, verdict).read_text("utf-8"))
+    for part in (*words, "compare with step 150 (second valley), step 240 (the last)"):
+        assert part in said, part
+    assert "This is no evidence: random walks turn at steps 80-180, too." in said
+    outside = replace(verdict, evidence={**verdict.evidence, "inside_null_band": False})
+    assert "Random walks turn elsewhere" in answer_of(write_pages(tmp_path, outside).read_text("utf-8"))
+
+
+def test_nothing_to_keep(tmp_path: Path) -> None:
+    """Why there is no answer is told once, with what to do; files to look at are named, not only their steps."""
+    write_tables(tmp_path / "r")
+    finding = Finding("no-base-model", "warning", "base model 'x' not found", "give it with --base PATH")
+    verdict = verdict_of("r", keep=None, turning_point=None, status="no_base_model", findings=(finding,))
+    verdict = replace(verdict, message="base model 'x' not found; looked at: /a/x")
+    said = answer_of(write_pages(tmp_path, verdict).read_text("utf-8"))
+    for part in (
+        "None can be named",
+        "Without the base model",
+        "c150.safetensors (second valley)",
+        "give it with --base",
+    ):
+        assert part in said, part
+    assert said.count("base model 'x' not found") == 1
+    untold = replace(verdict, findings=())
+    assert "base model 'x' not found; looked at" in answer_of(write_pages(tmp_path, untold).read_text("utf-8"))
+
+
+def test_places_are_told_from_the_run(tmp_path: Path) -> None:
+    """The run's own folder does not push the names of its files off the screen."""
+    write_tables(tmp_path / "r")
+    bad = Path("/data/runs/deep/r/c40.safetensors")
+    verdict = verdict_of("r", path="/data/runs/deep/r", skipped=(Skipped(bad, "empty"),))
+    verdict = replace(verdict, findings=(Finding("empty-file", "error", f"left out: {bad}: empty"),))
+    markup = write_pages(tmp_path, verdict).read_text("utf-8")
+    assert "left out: c40.safetensors: empty" in answer_of(markup)
+    assert "<span class=file>c40.safetensors</span>: empty" in markup
+
+
+def test_probe_and_candidates_are_drawn(tmp_path: Path) -> None:
+    """The scores of a probe are the first chart where the answer rests on them; candidates are lines in each chart."""
+    write_tables(tmp_path / "r")
+    verdict = verdict_of("r", keep=Keep("c100.safetensors", 100, 2.5, "probe"))
+    verdict = replace(verdict, evidence={**verdict.evidence, "probe": PROBE})
+    found = Reader(write_pages(tmp_path, verdict).read_text("utf-8")).data()
+    assert [chart["name"] for chart in found["charts"]][:3] == ["probe", "loss", "fluctuation"]
+    assert [v for v in found["table"]["probe_score"] if v is not None] == [0.125, 0.25, 0.6]
+    for chart in found["charts"]:
+        rules = [layer["data"]["values"] for layer in chart["spec"]["layer"] if layer["mark"]["type"] == "rule"]
+        assert [{"step": 240}] in rules  # neither kept nor the turning point
+    broken = replace(verdict, evidence={"probe": {"evaluations": [3, {"step": "x", "score": None}], "flat": 1}})
+    assert "probe_score" not in Reader(write_pages(tmp_path, broken).read_text("utf-8")).data()["table"]
+
+
+def test_index_tells_a_reason_once(tmp_path: Path) -> None:
+    """Runs without an answer for the same reason stand together."""
+    runs = [verdict_of(f"r{n}", keep=None, message="no base" if n % 2 else "too few") for n in range(9)]
+    page = HtmlReport().render(Summary(tuple(runs), folder=tmp_path))
+    assert page.count("no base<br>") == page.count("too few<br>") == 1
+    assert "5 runs: <code>r0</code>, <code>r2</code>" in page
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "GIF", "BMP", "EPS", "ICO", "SVG"])
+def test_only_three_decoders_run(tmp_path: Path, kind: str) -> None:
+    """What is called .png and is of another kind is not decoded, script or program as it may be."""
+    target = tmp_path / "1__000000100_0.png"
+    if kind == "SVG":
+        target.write_text("<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'><script>alert(2)</script></svg>")
+    else:
+        Image.new("RGB", (16, 16)).save(target, kind)
+    assert samples._small(target) is None
+    Image.new("RGB", (16, 16)).save(target, "PNG")
+    assert samples._small(target)
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt"),
+    [
+        ("step_100_cat_0_1024x1024.png", "cat_0"),
+        ("step_100_a_cat_1_512x768.png", "a_cat_1"),
+        ("step_100_cat_(1024, 1024).png", "cat"),
+        ("step_100_cat_1024.png", "cat"),
+    ],
+)
+def test_names_of_simpletuner(tmp_path: Path, name: str, prompt: str) -> None:
+    """Older versions numbered no images, and wrote sizes in other ways."""
+    (tmp_path / "validation_images").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "validation_images" / name)
+    assert samples.sample_columns(verdict_of("r", path=str(tmp_path)), {})[0] == [prompt]
+
+
+def test_custom_samples_are_left_out(tmp_path: Path) -> None:
+    """OneTrainer's samples/custom hold images at prompts of a moment."""
+    for folder in ("custom", "0 - a cat"):
+        (tmp_path / "samples" / folder).mkdir(parents=True)
+        Image.new("RGB", (9, 9)).save(tmp_path / "samples" / folder / "2024-training-sample-100-1-7.png")
+    assert samples.sample_columns(verdict_of("r", path=str(tmp_path)), {})[0] == ["0 - a cat"]
+
+
+@pytest.mark.parametrize(("run", "shown"), [("digit", False), ("digit-lora", True), ("lora", False)])
+def test_samples_of_a_run_with_a_longer_name(tmp_path: Path, run: str, shown: bool) -> None:
+    """A run whose name begins as this one's is another run."""
+    (tmp_path / "sample").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / f"sample/{run}_000100_00_20240101120000.png")
+    keep = Keep("digit-lora-step00000100.safetensors", 100, None, "weights")
+    verdict = verdict_of("r", path=str(tmp_path), keep=keep, turning_point=None, candidates=())
+    assert bool(samples.sample_columns(verdict, {})[1]) is shown
+
+
+def test_page_without_tables_has_no_empty_parts(tmp_path: Path) -> None:
+    """No legend without charts."""
+    (tmp_path / "r").mkdir()
+    page = write_pages(tmp_path, verdict_of("r")).read_text("utf-8")
+    assert "Click or slide" not in page
+    assert "c100.safetensors" in page
+
+
+def test_many_of_one_rule_are_folded(tmp_path: Path) -> None:
+    """Forty damaged files leave room on the first screen for another error, and none of them is lost."""
+    write_tables(tmp_path / "r")
+    damaged = [Finding("truncated-file", "error", f"left out: c{place}") for place in range(40)]
+    verdict = verdict_of("r", findings=(*damaged, Finding("nonfinite", "error", "NaN everywhere")))
+    markup = write_pages(tmp_path, verdict).read_text("utf-8")
+    said = answer_of(markup)
+    assert "38 more: truncated-file" in said
+    assert all(f"left out: c{place} " in said for place in range(40))
+    folded = re.sub(r"<details>.*?</details>", "", markup, flags=re.DOTALL)
+    assert "NaN everywhere" in folded
+    assert folded.count("left out: c") == 2
+
+
+def test_a_verdict_changed_by_hand_adds_no_markup(tmp_path: Path) -> None:
+    """Also where a number should stand."""
+    write_tables(tmp_path / "r")
+    verdict = verdict_of("r", base_model=BaseModelSummary("b", "<i>1</i>", "<i>2</i>"))
+    verdict = replace(verdict, turning_point=TurningPoint(14, 150, 3.75, "c150.safetensors", "<i>4</i>"))
+    spread = {"null_band": ["<i>5</i>", "<i>6</i>"], "layer_interval": {"low_step": "<i>7</i>", "high_step": None}}
+    probe = {"samples": "<i>8</i>", "evaluations": [{"step": "<i>9</i>", "score": "<i>1</i>"}], "flat": ["<i>2</i>"]}
+    verdict = replace(verdict, evidence={"inside_null_band": True, "probe": probe, **spread})
+    for keep in (verdict.keep, replace(verdict.keep, rests_on="probe")):
+        assert "<i>" not in write_pages(tmp_path, replace(verdict, keep=keep)).read_text("utf-8")

@@ -7,7 +7,8 @@
   const unit = page.unit;
   const rows = steps.map((_, i) => Object.fromEntries(Object.entries(table).map(([name, column]) => [name, column[i]])));
   const views = new Map();
-  const state = { picked: 0, low: 0, high: 1, near: -1 };
+  const quiet = () => getComputedStyle(document.documentElement).getPropertyValue("--quiet").trim();
+  const state = { picked: 0, low: 0, high: 1, near: -1, ink: quiet() };
   const first = steps[0], last = steps[steps.length - 1];
   const room = Math.max((last - first) * 0.02, 0.5);
   const tip = document.createElement("div");
@@ -30,12 +31,23 @@
     tip.style.left = `${Math.max(4, Math.min(event.clientX + 14, innerWidth - box.width - 4))}px`;
     tip.style.top = `${Math.max(4, Math.min(event.clientY + 14, innerHeight - box.height - 4))}px`;
   };
-  const signals = (values) => {
-    for (const view of views.values()) {
+  const onScreen = (name) => {
+    const box = document.getElementById(`chart-${name}`).getBoundingClientRect();
+    return box.bottom > 0 && box.top < innerHeight;
+  };
+  const signals = (values, where = () => true) => {
+    for (const [name, view] of views) {
+      if (!where(name)) continue;
       const known = view.getState().signals;
-      for (const [name, v] of Object.entries(values)) if (name in known) view.signal(name, v);
+      for (const [signal, v] of Object.entries(values)) if (signal in known) view.signal(signal, v);
       view.runAsync();
     }
+  };
+
+  const point = (hover) => {
+    if (hover === state.hover) return;
+    state.hover = hover;
+    signals({ hover }, hover < first ? undefined : onScreen);
   };
 
   const slider = document.getElementById("step");
@@ -75,12 +87,12 @@
     let from = null;
     element.addEventListener("pointermove", (event) => {
       const i = nearest(steps, at(view, element, event));
-      signals({ hover: steps[i] });
+      point(steps[i]);
       if (columns) tell([`${unit} ${steps[i]}`, ...columns.map(([name, said]) => `${said}: ${shown((table[name] || [])[i])}`)], event);
     });
     element.addEventListener("pointerleave", () => {
       tip.hidden = true;
-      signals({ hover: first - 10 * room });
+      point(first - 10 * room);
     });
     element.addEventListener("pointerdown", (event) => {
       from = event.pointerType === "mouse" ? [event.clientX, at(view, element, event)] : null;
@@ -101,14 +113,17 @@
   const draw = async (name, spec, options) => {
     const element = document.getElementById(`chart-${name}`);
     if (!element) return null;
-    const ends = { picked: state.picked, hover: first - 10 * room, low: state.low, high: state.high, near: state.near };
+    const ends = { picked: state.picked, hover: first - 10 * room, low: state.low, high: state.high, near: state.near, ink: state.ink };
     const params = spec.params.map((param) => ({ ...param, value: ends[param.name] }));
-    const made = await vegaEmbed(element, { ...spec, params, datasets: options.data }, {
+    // Vega names and describes the element that it draws in: one inside, so that ours keeps its words
+    const inside = element.firstElementChild || element.appendChild(document.createElement("div"));
+    const made = await vegaEmbed(inside, { ...spec, params, datasets: options.data }, {
       actions: false, ast: true, defaultStyle: false, renderer: options.renderer || "svg",
       tooltip: options.tooltip ? tooltip : false, patch: [], logLevel: 1,
     });
-    element.querySelectorAll("[role]").forEach((part) => part.removeAttribute("role"));
-    element.querySelectorAll("svg, canvas").forEach((part) => part.setAttribute("aria-hidden", "true"));
+    inside.querySelectorAll("[role]").forEach((part) => part.removeAttribute("role"));
+    for (const name of ["role", "aria-label", "aria-roledescription"]) inside.removeAttribute(name);
+    inside.setAttribute("aria-hidden", "true");
     const view = made.view;
     const old = views.get(name);
     views.set(name, view);
@@ -132,15 +147,18 @@
     const line = await draw("column", page.specs.column, { data: { chosen } });
     if (line) listen(line[0], fresh(line[1]), [[`${column}.low`, "lowest tenth"], [`${column}.mid`, "median"], [`${column}.high`, "highest tenth"]]);
     document.getElementById("column-meaning").textContent = page.meanings[column] || "";
+    const told = chosen.filter((row) => typeof row["v.mid"] === "number");
+    const ends = [told[0], told[told.length - 1]].filter(Boolean).map((row) => `${shown(row["v.mid"])} at ${unit} ${row.step}`);
+    document.getElementById("chart-column").setAttribute("aria-label", `${column}, median over modules: ${ends.join(", ")}.`);
     if (!known) return;
     const value = unpack(known);
-    const ends = at.map((s, i) => [i ? (at[i - 1] + s) / 2 : s - room, i < at.length - 1 ? (s + at[i + 1]) / 2 : s + room]);
+    const spans = at.map((s, i) => [i ? (at[i - 1] + s) / 2 : s - room, i < at.length - 1 ? (s + at[i + 1]) / 2 : s + room]);
     const cellRows = [];
     mapped.rows.forEach(([, name, many], row) => at.forEach((step, i) => {
       const v = value(row * at.length + i);
       if (v === null) return;
       const what = many > 1 ? `${name} (mean of ${many} modules)` : name;
-      cellRows.push({ row, below: row + 1.1, from: ends[i][0], to: ends[i][1] + (ends[i][1] - ends[i][0]) / 10, v, said: `${what}\n${unit} ${step}\n${column}: ${shown(v)}` });
+      cellRows.push({ row, below: row + 1.1, from: spans[i][0], to: spans[i][1] + (spans[i][1] - spans[i][0]) / 10, v, said: `${what}\n${unit} ${step}\n${column}: ${shown(v)}` });
     }));
     const spec = structuredClone(page.specs.map);
     let [low, high] = [known[2], known[3]];
@@ -194,5 +212,19 @@
   for (const button of document.querySelectorAll("button[data-step]")) {
     button.addEventListener("click", () => pick(nearest(steps, Number(button.dataset.step))));
   }
+  // a canvas knows no CSS: it is told the colour of the theme, and of paper
+  const paint = (ink) => {
+    state.ink = ink;
+    signals({ ink });
+  };
+  new MutationObserver(() => paint(quiet())).observe(document.documentElement, { attributes: true, attributeFilter: ["data-theme"] });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => paint(quiet()));
+  addEventListener("beforeprint", () => paint("#444"));
+  addEventListener("afterprint", () => paint(quiet()));
+  addEventListener("keydown", (event) => {
+    if (event.key !== "Escape") return;
+    if (tip.hidden) reset();
+    tip.hidden = true;
+  });
   start();
 })();

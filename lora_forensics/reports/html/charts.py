@@ -1,7 +1,7 @@
 """Charts as Vega-Lite specifications: constants and numbers only, all text of files stays in the data.
 
 Colours are CSS variables, so that one drawing serves both themes and paper. `picked`, `hover`, `low` and `high` are set
-by charts.js in all charts at once.
+by charts.js in all charts at once, `ink` in the heat map.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from lora_forensics.plots.page import layer_interval, null_band, window_sweep
 from lora_forensics.records import Verdict
-from lora_forensics.reports.html.data import Lines
+from lora_forensics.reports.html.data import Lines, better
 from lora_forensics.reports.text import number
 
 Spec = dict[str, Any]
@@ -20,6 +20,8 @@ Spec = dict[str, Any]
 _LOG_FROM = 100.0
 """Ratio of largest to smallest value from which a logarithmic scale is easier to read."""
 _FORMAT = {"format": ".3~g"}
+_INK: Spec = {"expr": "ink"}
+"""The quiet colour of the theme, which charts.js tells the heat map: a canvas knows no CSS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,8 @@ def charts(verdict: Verdict) -> list[Chart]:
             "CS-Fluctuation" + (f", window {verdict.window}" if verdict.window else ""),
             (Line("cs_fluctuation", "CS-Fluctuation"),),
             "Triangles are valleys; the paper's turning point is the second. Grey ground: where 95 % of random walks "
-            "turn. Bar: with other modules (90 %). Ticks: at other windows.",
+            "turn. Bar: with other modules (90 %). Ticks: at other windows. A value rests on the checkpoints after it, "
+            "so the last ones have none.",
             extra=_chance(verdict),
             over=_valleys(),
             wide=True,
@@ -110,6 +113,12 @@ def charts(verdict: Verdict) -> list[Chart]:
                 Line("train_loss", "training loss", "var(--quiet)", (4, 3)),
             ),
             "As the trainer logged it. Solid: held-out; dashed: training.",
+        ),
+        Chart(
+            "probe",
+            "Probe score",
+            (Line("probe_score", "score"),),
+            f"Of the checkpoints that were scored; {better(verdict)} is better.",
         ),
         Chart(
             "norm",
@@ -151,6 +160,12 @@ def charts(verdict: Verdict) -> list[Chart]:
     ]
 
 
+def others(verdict: Verdict) -> list[int]:
+    """Steps of candidates that are neither kept nor the turning point."""
+    shown = {point.step for point in (verdict.keep, verdict.turning_point) if point is not None}
+    return sorted({candidate.step for candidate in verdict.candidates} - shown)
+
+
 def column_chart() -> Spec:
     """The median and tenths of the column that is chosen; charts.js fills `v.low`, `v.mid` and `v.high` of `chosen`."""
     layers = _line(Line("v", "", band=True), {"scale": {"zero": False}, "axis": _FORMAT})
@@ -180,7 +195,7 @@ def map_chart(rows: int) -> Spec:
     }
     label: Spec = {
         "data": {"name": "labels"},
-        "mark": {"type": "text", "align": "right", "baseline": "top", "dx": -6, "fontSize": 10, "color": "#808080"},
+        "mark": {"type": "text", "align": "right", "baseline": "top", "dx": -6, "fontSize": 10, "color": _INK},
         "encoding": {
             "x": {"value": 0},
             "y": {"field": "row", **down},
@@ -188,11 +203,12 @@ def map_chart(rows: int) -> Spec:
         },
     }
     spec = chart(
-        [cell, label, _cursor("hover", "#808080"), _cursor("picked", "#ff3b30")],
+        [cell, label, _cursor("hover", _INK), _cursor("picked", "#ff3b30")],
         max(140, min(520, 14 * rows if rows <= 24 else 4 * rows)),
     )
-    gray = {"labelColor": "#808080", "titleColor": "#808080", "domainColor": "#808080", "tickColor": "#808080"}
+    gray = dict.fromkeys(("labelColor", "titleColor", "domainColor", "tickColor"), _INK)
     spec["config"] = {**spec["config"], "axis": {**spec["config"]["axis"], **gray, "grid": False}, "legend": gray}
+    spec["params"].append({"name": "ink", "value": "#808080"})
     spec["padding"] = {"left": 96, "right": 6, "top": 2, "bottom": 2}
     return spec
 
@@ -291,6 +307,7 @@ def _marks(verdict: Verdict) -> list[Spec]:
     point, keep = verdict.turning_point, verdict.keep
     if point is not None:
         layers.append(_rule(point.step, "var(--turn)", [5, 3]))
+    layers += [_rule(step, "var(--quiet)", [1, 3]) for step in others(verdict)]
     if keep is not None:
         layers.append(_rule(keep.step, "var(--keep)", [1, 0]))
     return layers
@@ -304,7 +321,7 @@ def _rule(step: float, color: str, dash: list[int]) -> Spec:
     }
 
 
-def _cursor(name: str, color: str, width: float = 1, opacity: float = 1) -> Spec:
+def _cursor(name: str, color: str | Spec, width: float = 1, opacity: float = 1) -> Spec:
     """Where the person or the pointer is: a line whose place is a signal."""
     return {
         "data": {"values": [{}]},

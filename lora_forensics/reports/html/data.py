@@ -31,6 +31,12 @@ def rounded(value: Any, digits: int = 5) -> float | int | None:
     return value if isinstance(value, int) else float(f"{value:.{digits}g}")
 
 
+def better(verdict: Verdict) -> str:
+    """Which scores of a probe are better: 'higher' or 'lower'."""
+    found = verdict.evidence.get("probe")
+    return "higher" if isinstance(found, dict) and found.get("maximise") else "lower"
+
+
 def lines(tables: RunTables, verdict: Verdict) -> Lines:
     """What is known at each step: of the checkpoint, of the series, and quantiles of every metric over modules."""
     known: dict[int, dict[str, Any]] = {}
@@ -46,8 +52,10 @@ def lines(tables: RunTables, verdict: Verdict) -> Lines:
         for row in frame.drop_nulls("step").select("step", *chosen).iter_rows(named=True):
             step = row.pop("step")
             known.setdefault(step, {}).update({name: v for name, v in row.items() if v is not None})
+    for step, score in _scores(verdict).items():
+        known.setdefault(step, {})["probe_score"] = score
     wanted = {point.step for point in verdict.points()}
-    wanted |= {step for step, row in known.items() if row.get("valley") is not None}
+    wanted |= {step for step, row in known.items() if row.get("valley") is not None or "probe_score" in row}
     steps = _thinned(sorted(known), wanted, STEPS)
     names = list(dict.fromkeys(name for step in steps for name in known[step]))
     table: Lines = {"step": steps}
@@ -134,6 +142,15 @@ def module_rows(tables: RunTables, verdict: Verdict, most: int) -> tuple[list[st
     rows = at.select("component", "module", "role", "adapter", *shown).rows()
     rows.sort(key=lambda row: model_order((row[0], row[1])))
     return ["component", "module", "role", "kind", *shown], [list(row) for row in rows[:most]], total, _whole(step)
+
+
+def _scores(verdict: Verdict) -> dict[int, float]:
+    """What a probe said of each checkpoint that it scored."""
+    found = verdict.evidence.get("probe")
+    entries = found.get("evaluations") if isinstance(found, dict) else None
+    known = [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    pairs = [(entry.get("step"), entry.get("score")) for entry in known]
+    return {step: score for step, score in pairs if isinstance(step, int) and isinstance(score, int | float)}
 
 
 def _whole(step: object) -> int | None:

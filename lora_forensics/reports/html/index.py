@@ -16,7 +16,7 @@ _HEADS = (
     "keep",
     "step",
     "rests on",
-    "verdict",
+    "status",
     "turning point",
     "last",
     "checkpoints",
@@ -31,6 +31,7 @@ def index_page(summary: Summary) -> str:
     """The document: every run with its answer, what was found most often, what was left out."""
     verdicts = summary.runs
     answers = sorted({text.STATUS.get(v.status, text.plain(v.status)) for v in verdicts})
+    rests = sorted({text.RESTS_ON.get(v.keep.rests_on, v.keep.rests_on) for v in verdicts if v.keep})
     found = Counter((f.severity, f.rule) for v in verdicts for f in v.findings if f.severity != "info")
     often = "".join(
         f"<li><code>{esc(rule)}</code> ({esc(severity)}): {text.count(times, 'finding')}</li>"
@@ -40,7 +41,7 @@ def index_page(summary: Summary) -> str:
     body = f"""<a class="skip" href="#main">Skip to the runs</a>
 <header><h1>Which checkpoint to keep</h1><p>{esc(text.totals(summary))}.</p>{THEME}</header>
 <main id="main" class="wrap">
-<h2>Runs</h2>{tools("runs", [("Verdict", 4, answers)])}{runs}
+<h2>Runs</h2>{tools("runs", [("Rests on", 3, rests), ("Status", 4, answers)])}{runs}
 {_lonely(summary)}
 <h2>Errors and warnings</h2>{f"<ul>{often}</ul>" if often else "<p>None.</p>"}
 <h2>Skipped</h2>{skipped(text.all_skipped(summary))}
@@ -50,9 +51,16 @@ def index_page(summary: Summary) -> str:
 
 
 def _lonely(summary: Summary) -> str:
-    """The sentences of runs that have no answer."""
-    without = [v for v in summary.runs if v.keep is None]
-    items = "".join(f"<li><code>{esc(v.run or '.')}</code>: {esc(text.headline(v))}</li>" for v in without)
+    """Why runs have no answer: each sentence once, with the runs that it is about."""
+    runs: dict[str, list[str]] = {}
+    for verdict in summary.runs:
+        if verdict.keep is None:
+            runs.setdefault(text.headline(verdict), []).append(verdict.run or ".")
+    items = "".join(
+        f"<li>{esc(why)}<br><span class=quiet>{text.count(len(names), 'run')}: "
+        f"{', '.join(f'<code>{esc(name)}</code>' for name in names)}</span></li>"
+        for why, names in sorted(runs.items(), key=lambda entry: -len(entry[1]))
+    )
     return f"<h2>Without an answer</h2><ul>{items}</ul>" if items else ""
 
 

@@ -12,23 +12,35 @@ from lora_forensics.reports.text import count, number, reasons
 
 _ORDER = {"error": 0, "warning": 1, "info": 2}
 _WORDS = {"error": "Error", "warning": "Warning", "info": "Note"}
+_ALIKE = 2
+"""Findings of one rule that stand open, where there are many of it."""
 LISTED = 100
 """Skipped files that are listed before the rest is only counted."""
 THEME = '<button type="button" id="theme" aria-pressed="false" hidden>Dark theme</button>'
 
 
 def findings(entries: Sequence[Finding], first: int = 5) -> str:
-    """Findings with their fixes, the worst first; all after `first` folded away, unless they are worse than notes."""
-    ranked = sorted(entries, key=lambda finding: _ORDER.get(finding.severity, 3))
-    first = max(first, sum(_ORDER.get(finding.severity, 3) < 2 for finding in ranked[:12]))
-    shown = "".join(map(_finding, ranked[:first]))
-    rest = "".join(map(_finding, ranked[first:]))
-    more = (
-        f"<details><summary>{len(ranked) - first} more</summary><ul class=findings>{rest}</ul></details>"
-        if rest
-        else ""
-    )
-    return f"<ul class=findings>{shown}</ul>{more}"
+    """Findings with their fixes, the worst first; all after `first` folded away, unless they are worse than notes.
+
+    Of many of one rule the first ones stand open: forty damaged files must not hide what else is wrong.
+    """
+    alike: dict[tuple[int, str], list[Finding]] = {}
+    for finding in sorted(entries, key=lambda finding: _ORDER.get(finding.severity, 3)):
+        alike.setdefault((_ORDER.get(finding.severity, 3), finding.rule), []).append(finding)
+    items = []
+    for (rank, rule), found in alike.items():
+        open_ = found if len(found) <= _ALIKE + 1 else found[:_ALIKE]
+        items += [(rank, _finding(finding)) for finding in open_]
+        if rest := found[len(open_) :]:
+            items.append((rank, f"<li>{_folded(f'{len(rest)} more: {esc(rule)}', map(_finding, rest))}</li>"))
+    first = max(first, sum(rank < 2 for rank, _ in items[:12]))
+    shown = [item for _, item in items]
+    more = _folded(f"{len(shown) - first} more", shown[first:]) if len(shown) > first else ""
+    return f"<ul class=findings>{''.join(shown[:first])}</ul>{more}"
+
+
+def _folded(summary: str, items: Iterable[str]) -> str:
+    return f"<details><summary>{summary}</summary><ul class=findings>{''.join(items)}</ul></details>"
 
 
 def _finding(finding: Finding) -> str:

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 
 from lora_forensics.errors import UsageError
 from lora_forensics.records import Summary
+from lora_forensics.redaction import Redaction
 from lora_forensics.reports.html.index import index_page
 from lora_forensics.reports.html.run import run_page
 from lora_forensics.reports.html.tables import RunTables
@@ -30,13 +31,13 @@ class HtmlReport:
         if any(find_spec(module) is None for module in ("vl_convert", "PIL")):
             raise UsageError("the HTML report needs vl-convert-python and pillow", "pip install 'lora-forensics[html]'")
 
-    def pages(self, summary: Summary) -> Iterator[tuple[str, str]]:
+    def pages(self, summary: Summary, hidden: Redaction | None = None) -> Iterator[tuple[str, str]]:
         """A page for each run."""
         if summary.folder is None:
             return
         self.check()
         for verdict in summary.runs:
-            yield (
-                f"{verdict.run}/report.html",
-                run_page(verdict, RunTables.read(summary.folder / verdict.run), summary.versions),
-            )
+            tables = RunTables.read(summary.folder / verdict.run)
+            own = verdict if hidden is None else hidden.verdict(verdict)
+            shown = tables if hidden is None else tables.renamed(hidden, verdict.step_unit)
+            yield f"{own.run}/report.html", run_page(own, shown, summary.versions)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from lora_forensics.records import Verdict
 from lora_forensics.reports import text
 from lora_forensics.reports.html import charts, data
+from lora_forensics.reports.html.answer import answer, inside
 from lora_forensics.reports.html.page import data_block, document, esc, version
-from lora_forensics.reports.html.parts import THEME, Markup, findings, skipped, table, tools
+from lora_forensics.reports.html.parts import THEME, Markup, skipped, table, tools
 from lora_forensics.reports.html.samples import sample_columns
 from lora_forensics.reports.html.tables import RunTables
 
@@ -20,6 +21,7 @@ _SHOWN = (
     ("checkpoint", "file"),
     ("epoch", "epoch"),
     ("learning_rate", "rate"),
+    ("probe_score", "probe score"),
     ("held_out_loss", "held-out loss"),
     ("train_loss", "training loss"),
     ("cosine", "CS"),
@@ -42,16 +44,15 @@ def run_page(verdict: Verdict, tables: RunTables, versions: dict[str, str]) -> s
     body = f"""<a class="skip" href="#main">Skip to the answer</a>
 <header><h1>{esc(name)}</h1><p>{esc(text.facts(verdict))}</p>{THEME}</header>
 <main id="main" class="wrap">
-{_answer(verdict)}
+{answer(verdict)}
 {_stepper(lines, verdict) if lines["step"] else ""}
-<section aria-label="Charts"><h2 class="vh">Charts</h2>{_legend(verdict)}
-<div class="charts">{"".join(_figure(chart, lines, verdict) for chart in first)}{_cloud(cloud)}</div></section>
+{_charts("".join(_figure(chart, lines, verdict) for chart in first) + _cloud(cloud), verdict)}
 {_candidates(verdict, lines)}
 {_samples(verdict, lines)}
 {_column(cells, verdict)}
 {_modules(tables, verdict)}
 {_checkpoints(lines, verdict)}
-<section><h2>Skipped</h2>{skipped(verdict.skipped)}</section>
+<section><h2>Skipped</h2>{skipped(inside(verdict))}</section>
 {_method(verdict, versions, tables)}
 </main>
 <footer>Made by lora-forensics {esc(version())} from verdict.json and the Parquet files beside this page.
@@ -85,55 +86,23 @@ It opens without a network and asks nothing of one.</footer>"""
 def _decisive(verdict: Verdict, drawn: list[charts.Chart]) -> list[charts.Chart]:
     """The charts, with the one first that the answer rests on."""
     held = verdict.keep is not None and verdict.keep.rests_on in ("held_out_loss", "probe")
-    order = ("loss", "fluctuation", "cs") if held else ("fluctuation", "cs", "loss")
+    order = ("probe", "loss", "fluctuation", "cs") if held else ("fluctuation", "cs", "loss", "probe")
     ranks = {name: place for place, name in enumerate(order)}
     return sorted(drawn, key=lambda chart: ranks.get(chart.name, len(ranks)))
 
 
-def _answer(verdict: Verdict) -> str:
-    """Which file, why, on what evidence; and what is wrong."""
-    keep = verdict.keep
-    if keep is not None:
-        said = f'<p class="file">{esc(keep.checkpoint)}</p><p class="why">{esc(_sentence(text.why(verdict)))}</p>'
-    else:
-        said = f'<p class="file">no answer</p><p class="why">{esc(text.headline(verdict))}</p>'
-    facts = "".join(f"<dt>{esc(label)}</dt><dd>{value}</dd>" for label, value in _evidence(verdict) if value)
-    worse = [finding for finding in verdict.findings if finding.severity != "info"]
-    told = "" if worse else "<p>No error and no warning.</p>"
-    return f"""<div class="answer">
-<section class="keep{" none" if keep is None else ""}"><h2>Which checkpoint to keep</h2>{said}
-<dl>{facts}</dl></section>
-<section><h2>What is wrong with this run</h2>{told}{findings(verdict.findings)}</section></div>"""
-
-
-def _sentence(words: str) -> str:
-    return f"{words[:1].upper()}{words[1:]}."
-
-
-def _evidence(verdict: Verdict) -> Iterator[tuple[str, str]]:
-    """Labels and markup."""
-    unit = verdict.step_unit
-    others = [c for c in verdict.candidates if verdict.keep is None or c.checkpoint != verdict.keep.checkpoint]
-    yield "compare with", ", ".join(f"{esc(unit)} {c.step} ({esc(c.why)})" for c in others)
-    yield "turning point", esc(text.turning(verdict) or (_why_none(verdict) if verdict.turning_point is None else ""))
-    yield "chance, windows", esc(text.spread(verdict))
-    yield "window", esc(text.window(verdict).removeprefix("window "))
-    yield "last checkpoint", esc(text.last(verdict))
-    yield "probe", esc(text.probe(verdict))
-    base = verdict.base_model
-    if base.total:
-        path = f", <code>{esc(base.path)}</code>" if base.path else ""
-        yield "base model", f"{base.matched} of {text.count(base.total, 'module')} have a base weight{path}"
-
-
-def _why_none(verdict: Verdict) -> str:
-    return "" if verdict.keep is None else text.plain(verdict.message)
+def _charts(figures: str, verdict: Verdict) -> str:
+    if not figures:
+        return ""
+    return f"""<section aria-label="Charts"><h2 class="vh">Charts</h2>{_legend(verdict)}
+<div class="charts">{figures}</div></section>"""
 
 
 def _legend(verdict: Verdict) -> str:
     keep, point, unit = verdict.keep, verdict.turning_point, esc(verdict.step_unit)
     items = [f'<li><i class="k"></i>kept: {unit} {keep.step}</li>'] if keep else []
     items += [f'<li><i class="t"></i>turning point: {unit} {point.step}</li>'] if point else []
+    items += ['<li><i class="c"></i>to compare</li>'] if charts.others(verdict) else []
     items += ['<li><i class="p"></i>picked</li>', '<li><i class="h"></i>pointer</li>']
     return (
         f'<ul class="legend">{"".join(items)}<li>Click or slide to pick, drag to zoom, double click for all</li></ul>'
@@ -208,11 +177,12 @@ def _candidates(verdict: Verdict, lines: data.Lines) -> str:
     if not verdict.candidates:
         return ""
     columns = [(c, label) for c, label in _SHOWN[1:] if c in lines]
+    kept = verdict.keep.step if verdict.keep else None
     at = {step: place for place, step in enumerate(lines["step"])}
     rows = [
         [
             entry.step,
-            entry.checkpoint,
+            _kept(entry.checkpoint, kept == entry.step),
             entry.why,
             *(lines[column][at[entry.step]] if entry.step in at else None for column, _ in columns),
         ]
@@ -220,7 +190,6 @@ def _candidates(verdict: Verdict, lines: data.Lines) -> str:
     ]
     heads = [verdict.step_unit, "file", "what speaks for it", *(label for _, label in columns)]
     numeric = frozenset((0, *range(3, len(heads))))
-    kept = verdict.keep.step if verdict.keep else None
     caption = "Checkpoints worth comparing; metrics are medians over modules."
     return f"<section><h2>Candidates</h2>{table('candidates', caption, heads, rows, numeric, kept)}</section>"
 
@@ -235,8 +204,8 @@ def _samples(verdict: Verdict, lines: data.Lines) -> str:
     unit = esc(verdict.step_unit)
     heads = "".join(f"<th scope=col>{unit} {c.step}<br><span class=quiet>{esc(c.why)}</span></th>" for c in columns)
     rows = "".join(
-        f"<tr><th scope=row>{esc(prompt)}</th>"
-        + "".join(_image(c.images[place], c.step, prompt, unit) for c in columns)
+        f"<tr><th scope=row>{esc(_prompt(prompt))}</th>"
+        + "".join(_image(c.images[place], c.step, _prompt(prompt), unit) for c in columns)
         + "</tr>"
         for place, prompt in enumerate(prompts)
     )
@@ -246,11 +215,16 @@ def _samples(verdict: Verdict, lines: data.Lines) -> str:
 <thead><tr><th scope="col">prompt</th>{heads}</tr></thead><tbody>{rows}</tbody></table></div></section>"""
 
 
+def _prompt(name: str) -> str:
+    """A prompt's name; a bare number where the trainer writes no more of it into the names of files."""
+    return f"prompt {int(name)}" if name.isdecimal() else name
+
+
 def _image(image: tuple[int, str] | None, step: int, prompt: str, unit: str) -> str:
     if image is None:
         return "<td class=quiet>not readable</td>"
     away = f"<p class=note>saved at {unit} {image[0]}</p>" if image[0] != step else ""
-    return f'<td><img src="{image[1]}" alt="Sample for prompt {esc(prompt)} at {unit} {image[0]}">{away}</td>'
+    return f'<td><img src="{image[1]}" alt="Sample for {esc(prompt)} at {unit} {image[0]}">{away}</td>'
 
 
 def _modules(tables: RunTables, verdict: Verdict) -> str:
@@ -282,14 +256,27 @@ def _checkpoints(lines: data.Lines, verdict: Verdict) -> str:
     columns = [(column, label) for column, label in _SHOWN if column in lines]
     if not columns:
         return ""
-    rows = [[step, *(lines[column][place] for column, _ in columns)] for place, step in enumerate(lines["step"])]
+    kept = verdict.keep.step if verdict.keep else None
+    rows = [
+        [step, *(_cell(lines, column, place, kept) for column, _ in columns)]
+        for place, step in enumerate(lines["step"])
+    ]
     heads = [verdict.step_unit, *(label for _, label in columns)]
     numeric = frozenset(place for place, head in enumerate(heads) if head != "file")
-    kept = verdict.keep.step if verdict.keep else None
     every = verdict.checkpoints
     few = f" {len(rows)} of {every} checkpoints; all stand in checkpoints.parquet." if len(rows) < every else ""
     caption = f"The numbers behind the charts; metrics are medians over modules.{few}"
     return f"<section><h2>Checkpoints</h2>{table('checkpoints', caption, heads, rows, numeric, kept)}</section>"
+
+
+def _cell(lines: data.Lines, column: str, place: int, kept: int | None) -> Any:
+    value = lines[column][place]
+    return _kept(value, kept == lines["step"][place]) if column == "checkpoint" else value
+
+
+def _kept(file: str, kept: bool) -> Markup:
+    """A file's name, and that it is kept: not only by a colour."""
+    return Markup(f"{esc(file)}{' <b>kept</b>' if kept else ''}")
 
 
 def _method(verdict: Verdict, versions: dict[str, str], tables: RunTables) -> str:

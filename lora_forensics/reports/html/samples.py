@@ -19,10 +19,12 @@ _PATTERNS = (
     ("sample", r"(?:(?P<run>.+)_)?(?:e(?P<epoch>\d{6})|(?P<step>\d{6,}))_(?P<prompt>\d{2,})_\d{14}(?:_-?\d+)?"),
     ("samples", r"\d+__(?P<step>\d{9})_(?P<prompt>\d+)"),
     ("samples/*", r".*-training-sample-(?P<step>\d+)-\d+-\d+"),
-    ("validation_images", r"step_(?P<step>\d+)_(?P<prompt>.+_\d+)_[^_]+"),
+    ("validation_images", r"step_(?P<step>\d+)_(?P<prompt>.+)_[\d(), x]+"),
 )
 """Folder in the run's, or in the one above, and the name of a file without its ending."""
 _ENDINGS = frozenset((".png", ".jpg", ".jpeg", ".webp"))
+_FORMATS = ("PNG", "JPEG", "WEBP")
+"""What is decoded, whatever a file is called: other decoders start programs (EPS) or have seen less abuse."""
 _SIDE, _BYTES, _TOTAL, _FILES = 320, 60_000, 700_000, 20_000
 _PIXELS = 64_000_000
 PROMPTS, COLUMNS = 4, 5
@@ -87,12 +89,16 @@ def _found(verdict: Verdict, epochs: dict[float, int]) -> Iterator[Sample]:
                 if match is None:
                     continue
                 told = match.groupdict()
-                # several runs may share a folder: their files begin with the run's name
-                if told.get("run") and names and not any(Path(n).name.startswith(told["run"] or "") for n in names):
+                if told.get("run") and names and not any(_belongs(name, told["run"] or "") for name in names):
                     continue
                 step = float(told["step"]) if told.get("step") else _step_of(epochs, float(told.get("epoch") or 0))
                 if step is not None:
                     yield Sample(path, told.get("prompt") or inside.name, step)
+
+
+def _belongs(checkpoint: str, run: str) -> bool:
+    """Whether kohya would call a checkpoint of a run so: several runs may share a folder."""
+    return re.fullmatch(re.escape(run) + r"(-\d+|-step\d+)?", Path(checkpoint).stem) is not None
 
 
 def _step_of(epochs: dict[float, int], epoch: float) -> float | None:
@@ -102,7 +108,8 @@ def _step_of(epochs: dict[float, int], epoch: float) -> float | None:
 
 def _folders(folder: Path, place: str) -> list[Path]:
     try:
-        return [path for path in sorted(folder.glob(place)) if path.is_dir()]
+        # OneTrainer's samples/custom are not at the prompts of the others
+        return [path for path in sorted(folder.glob(place)) if path.is_dir() and path.name != "custom"]
     except (OSError, ValueError):
         return []
 
@@ -119,7 +126,7 @@ def _small(path: Path) -> str | None:
     from PIL import Image
 
     try:
-        with warnings.catch_warnings(), Image.open(path) as image:
+        with warnings.catch_warnings(), Image.open(path, formats=_FORMATS) as image:
             warnings.simplefilter("ignore")
             if image.width * image.height > _PIXELS:
                 return None

@@ -11,8 +11,10 @@ from typing import Any
 import polars as pl
 
 from lora_forensics.errors import SeriesError
+from lora_forensics.redaction import Redaction
 from lora_forensics.series import MODULE_COLUMNS, read_notes, read_table
 
+_TABLES = ("layers", "checkpoints", "series", "modules")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _PLACES = frozenset(column.name for column in MODULE_COLUMNS)
 
@@ -31,13 +33,26 @@ class RunTables:
     @classmethod
     def read(cls, folder: Path) -> RunTables:
         """What lies in a run's folder of OUT."""
-        names = ("layers", "checkpoints", "series", "modules")
-        frames = {name: _frame(folder / f"{name}.parquet") for name in names}
+        frames = {name: _frame(folder / f"{name}.parquet") for name in _TABLES}
         try:
             described = json.loads(read_notes(folder / "layers.parquet").get("lora_forensics.columns", "{}"))
         except ValueError:
             described = {}
         return cls(**frames, columns=described if isinstance(described, dict) else {})
+
+    def renamed(self, hidden: Redaction, unit: str) -> RunTables:
+        """With the labels of checkpoints in place of their names."""
+
+        def labelled(frame: pl.DataFrame) -> pl.DataFrame:
+            if not {"checkpoint", "step"} <= set(frame.columns):
+                return frame
+            pairs = frame.select("checkpoint", "step").unique().rows()
+            names = {(name, step): hidden.checkpoint(name, step, unit) for name, step in pairs if name is not None}
+            told = [names.get(pair) for pair in frame.select("checkpoint", "step").iter_rows()]
+            return frame.with_columns(pl.Series("checkpoint", told, pl.String))
+
+        frames = {name: labelled(getattr(self, name)) for name in _TABLES}
+        return RunTables(**frames, columns=self.columns)
 
     def metrics(self) -> list[str]:
         """Columns of layers.parquet that hold a finite number somewhere, in the file's order."""

@@ -122,7 +122,7 @@ def settings_markdown() -> str:
     lines = [
         "# Configuration",
         "",
-        "`scan`, `pick`, `probe` and `report` take defaults from the nearest `lora-forensics.toml`, or a",
+        "`scan`, `pick`, `probe`, `report` and `inspect` take defaults from the nearest `lora-forensics.toml`, or a",
         "`pyproject.toml` with a table `[tool.lora-forensics]`, in the current folder or above it; `--config FILE`",
         "names another, `--no-config` reads none. An option on the command line wins. Paths are relative to the file.",
         "A key that does not exist, or a value of another type, is an error (exit code 2). Made from a table.",

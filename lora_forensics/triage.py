@@ -163,7 +163,8 @@ def step_findings(places: pl.DataFrame, notes: RunNotes, bounds: Thresholds) -> 
     before = steps[0] // interval - 1 if steps[0] % interval == 0 and not told else 0
     if before > 0:
         message = f"saved every {interval} {unit}s, but the first that is left is {unit} {steps[0]}: {before} are gone"
-        found.append(Finding("keep-limit", "warning", message, notes.save_more_often or hint_of("keep-limit")))
+        hint = notes.save_more_often or hint_of("keep-limit")
+        found.append(Finding("keep-limit", "warning", message, f"look whether they lie elsewhere; else {hint}"))
     return found
 
 

@@ -68,7 +68,7 @@ def rules_markdown() -> str:
         "# Rules",
         "",
         "What a scan may find, one heading a rule. Made by `lora-forensics rules --markdown` from the code's table.",
-        "`--fail-on`, `--select` and `--ignore` take a rule, the beginning of one (`base-*`), or a severity; severities",
+        "`--fail-on`, `--select` and `--ignore` take a rule, the beginning of one (`base-*`), a severity; severities",
         "and bounds can be set in a [configuration file](configuration.md). In JSON every finding names its heading;",
         "`-v` adds the rule to each in the terminal, and `lora-forensics rules RULE` prints what stands here.",
         "",

@@ -9,15 +9,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tables import layers_of, wavy
 from walks import LANGUAGE, STEPS, UNET, ai_toolkit_walk, kohya_walk, peft_walk
 
+from lora_forensics.assess import assess
+from lora_forensics.checkpoints import TRAINERS, Trainer
 from lora_forensics.errors import UsageError
 from lora_forensics.records import Finding
 from lora_forensics.scan import ScanOptions, scan
+from lora_forensics.similarity import AssessOptions
 
 HARMLESS = {"weak-evidence", "last-is-past", "without-base", "no-base-model"}
 """What a run without a fault may have: a verdict, and no base beside it."""
@@ -223,3 +228,22 @@ def test_a_keep_limit_says_what_to_set(tmp_path: Path) -> None:
     assert "6 are gone" in told.message
     assert "lie elsewhere" in told.hint
     assert "save_total_limit" in told.hint
+
+
+@pytest.mark.parametrize("trainer", TRAINERS.values(), ids=TRAINERS)
+def test_advice_of_each_trainer_reads_on_from_the_sentences_that_hold_it(trainer: Trainer) -> None:
+    """After `to save more often,` and after `look whether they lie elsewhere; else`."""
+    assert trainer.save_more_often.split()[0] in ("set", "lower")
+    assert "more often" not in trainer.save_more_often
+
+
+def test_a_text_encoder_that_turns_a_little_earlier_is_chance() -> None:
+    """Of two turning points one is always first; by a window is worth a note."""
+    options = AssessOptions(window="3", detector="algorithm1")
+    rules = {}
+    for ahead in (2, 3):
+        encoder = layers_of({"b": wavy(60 + ahead, 20.0)[ahead:]}, component="text_encoder")
+        layers = pl.concat([layers_of({"a": wavy(60, 20.0)}, component="unet"), encoder])
+        rules[ahead] = {finding.rule for finding in assess(layers, options=options).verdict.findings}
+    assert "text-encoder-first" not in rules[2]
+    assert "text-encoder-first" in rules[3]

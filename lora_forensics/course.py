@@ -27,6 +27,8 @@ SETTLED = 0.1
 """A module has settled where it moves at most at this part of its fastest."""
 _FEWEST_BEFORE = 4
 """Checkpoints from which on the last one can be told to be unlike all others."""
+_LONG = 2
+"""Times the usual interval, beyond which the last one is too long to tell another training by."""
 _FEWEST = 5
 """Movements that are needed to call a module settled."""
 
@@ -58,7 +60,10 @@ def stray_end(layers: pl.DataFrame, cuts: list[int]) -> int | None:
     """The last step, where A is drawn anew there and nowhere before: a file of another training."""
     if "down_rotation" not in layers.columns or cuts or layers["step"].n_unique() < _FEWEST_BEFORE:
         return None
-    last = int(layers["step"].max())  # type: ignore[arg-type] # there are rows
+    steps = layers["step"].unique().sort().to_list()
+    gaps, last = np.diff(steps), steps[-1]
+    if gaps[-1] > _LONG * np.median(gaps[:-1]):  # time enough for A to turn by training
+        return None
     turned = layers.filter(pl.col("step") == last)["down_rotation"].fill_nan(None).drop_nulls()
     return last if len(turned) and float((turned > REDRAWN).sum()) >= MOST * len(turned) else None
 

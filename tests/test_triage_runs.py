@@ -247,3 +247,13 @@ def test_a_text_encoder_that_turns_a_little_earlier_is_chance() -> None:
         rules[ahead] = {finding.rule for finding in assess(layers, options=options).verdict.findings}
     assert "text-encoder-first" not in rules[2]
     assert "text-encoder-first" in rules[3]
+
+
+def test_a_long_way_to_the_end_is_no_other_training(tmp_path: Path) -> None:
+    """After five short intervals one in which training itself turns A away."""
+    steps = (*range(50, 300, 50), 1500)
+    run = peft_walk(tmp_path, steps, rate=lambda step: 1e-4 if step <= 250 else 0.1)
+    before, after = (load_file(saved(run, step)) for step in steps[-2:])
+    name = f"base_model.model.{LANGUAGE[0]}.lora_A.weight"
+    assert torch.cosine_similarity(before[name].flatten(), after[name].flatten(), dim=0) < 0.2
+    assert "final-overwritten" not in found(run)

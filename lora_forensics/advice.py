@@ -16,6 +16,9 @@ from lora_forensics.turning_point import MINIMUM_CHECKPOINTS
 
 COMPARE = "compare the candidates on a few samples that were not trained on"
 
+_MAKE = ("module", "rank", "rows", "columns")
+"""Columns in which two checkpoints of one training agree."""
+
 NO_SERIES = "no module has a cosine throughout the checkpoints: there is no series to look for a valley in"
 """Where checkpoints are many but none of their modules can be followed."""
 
@@ -87,9 +90,6 @@ def _what_changes(layers: pl.DataFrame, step: int) -> str:
         sizes = [" x ".join("?" if n is None else str(n) for n in make[place]) for make in (was, now)]
         said.append(f"{what} of {other} is {sizes[1]}, it was {sizes[0]}")
     return "; ".join(said)
-
-
-_MAKE = ("module", "rank", "rows", "columns")
 
 
 def _changes(layers: pl.DataFrame, unit: str, zeros: Sequence[int]) -> list[Finding]:

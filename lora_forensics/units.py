@@ -431,7 +431,7 @@ def _repeats(tensors: Iterable[torch.Tensor], scale: torch.Tensor) -> torch.Tens
     same = scale[1:] == scale[:-1]
     for tensor in tensors:
         exact = tensor.view(torch.uint8) if tensor.element_size() == 1 else tensor
-        same = same & (exact[1:] == exact[:-1]).reshape(len(exact) - 1, -1 if len(exact) > 1 else 1).all(dim=1)
+        same = same & (exact[1:] == exact[:-1]).reshape(len(same), math.prod(exact.shape[1:])).all(dim=1)
     return torch.cat([torch.zeros(1, dtype=torch.bool), same])
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from lora_forensics.notices import some
 from lora_forensics.records import Candidate, Finding, Keep, RunNotes, Status, TurningPoint
 from lora_forensics.rules import Thresholds
 from lora_forensics.similarity import Similarity, Window
@@ -15,18 +16,24 @@ from lora_forensics.turning_point import MINIMUM_CHECKPOINTS
 
 COMPARE = "compare the candidates on a few samples that were not trained on"
 
+_MAKE = ("module", "rank", "rows", "columns")
+"""Columns in which two checkpoints of one training agree."""
+
 NO_SERIES = "no module has a cosine throughout the checkpoints: there is no series to look for a valley in"
 """Where checkpoints are many but none of their modules can be followed."""
 
 
-def health(layers: pl.DataFrame, similarity: Similarity, unit: str = "step") -> list[Finding]:
-    """NaN, Inf and adapters that do nothing."""
+def health(
+    layers: pl.DataFrame, similarity: Similarity, unit: str = "step", places: pl.DataFrame | None = None
+) -> list[Finding]:
+    """NaN, Inf and adapters that do nothing; `places` tells in which type they were stored."""
     found = []
     broken = layers.filter(pl.col("nonfinite") > 0)
     if not broken.is_empty():
         steps = broken["step"].unique().sort().to_list()
-        modules = broken["module"].n_unique()
-        message = f"NaN or Inf in {modules} modules at {_steps(steps, unit)}"
+        names = broken["module"].unique(maintain_order=True).to_list()
+        among = f"{len(names)} of {layers['module'].n_unique()} modules"
+        message = f"NaN or Inf in {among} at {_steps(steps, unit)}: {some(names)}"
         found.append(
             Finding("nonfinite", "error", message, "lower the learning rate or save in float32; use none of these")
         )
@@ -36,40 +43,67 @@ def health(layers: pl.DataFrame, similarity: Similarity, unit: str = "step") -> 
         found.append(Finding("base-nonfinite", "error", message, "copy or download the base model again"))
     steps = _steps_of_zeros(layers, "delta_norm")
     if steps:
-        message = f"the adapter changes nothing at {_steps(steps, unit)}: {_what_is_zero(layers, steps)}"
+        message = f"the adapter changes nothing at {_steps(steps, unit)}: {_what_is_zero(layers, steps, places)}"
         hint = "an adapter at step 0 is like that; later it was not trained, or was saved wrongly"
-        found.append(Finding("zero-change", "info" if steps == [layers["step"].min()] else "error", message, hint))
-    found.extend(_changes(layers, unit))
+        first = steps == [0] or (steps == [layers["step"].min()] and layers["step"].n_unique() > 1)
+        found.append(Finding("zero-change", "info" if first else "error", message, hint))
+    found.extend(_changes(layers, unit, steps))
     if similarity.dropped:
         message = f"most modules have no cosine at {_steps(list(similarity.dropped), unit)}: left out of the series"
         found.append(Finding("checkpoint-undefined", "info", message))
     return found
 
 
-def _what_is_zero(layers: pl.DataFrame, steps: list[int]) -> str:
-    """Which factors are zero; a narrow type shows by the zeros that it left in the others."""
+def _what_is_zero(layers: pl.DataFrame, steps: list[int], places: pl.DataFrame | None) -> str:
+    """Which factors are zero; in a narrow type also the share of zeros in the others."""
     still = layers.filter(pl.col("step").is_in(steps))
     if not {"up_norm", "down_norm"} <= set(layers.columns) or still["down_norm"].fill_nan(None).null_count():
         return "every change of a weight is zero"
     which = "all B are zero" if still["down_norm"].min() else "A and B are zero, not B alone"
     shares = still["zero_share"].drop_nulls().to_list() if "zero_share" in layers.columns else []
-    share = sum(shares) / len(shares) if shares else 0.0
-    flushed = f"; {share:.0%} of the other numbers are too, in a type that rounds small ones to 0" if share else ""
-    return f"{which}{flushed}"
+    if not shares:  # of the types in which small numbers become 0
+        return which
+    known = pl.Series(dtype=pl.String) if places is None else places.filter(pl.col("step").is_in(steps))["dtype"]
+    types = "/".join(sorted(set(known.drop_nulls()))) or "a narrow type"
+    share = sum(shares) / len(shares)
+    others = f" and {share:.0%} of the other numbers" if share else ""
+    return f"{which}{others}, stored as {types}, which rounds small numbers to 0"
 
 
-def _changes(layers: pl.DataFrame, unit: str) -> list[Finding]:
-    """Where a run becomes another one, or stands still."""
+def _what_changes(layers: pl.DataFrame, step: int) -> str:
+    """How the modules of a checkpoint differ from those of the one before."""
+    before = layers.filter(pl.col("step") < step)["step"].max()
+    old, new = (
+        {module: tuple(make) for module, *make in layers.filter(pl.col("step") == at).select(_MAKE).iter_rows()}
+        for at in (before, step)
+    )
+    gone, added = ([m for m in one if m not in two] for one, two in ((old, new), (new, old)))
+    said = [
+        f"{len(names)} of {len({*old, *new})} modules {'are' if names[1:] else 'is'} {what}, {names[0]} first"
+        for names, what in ((gone, "gone"), (added, "new"))
+        if names
+    ]
+    other = next((module for module in new if module in old and old[module] != new[module]), None)
+    if other is not None:
+        was, now = old[other], new[other]
+        what, place = ("the rank", slice(0, 1)) if was[0] != now[0] else ("the shape", slice(1, 3))
+        sizes = [" x ".join("?" if n is None else str(n) for n in make[place]) for make in (was, now)]
+        said.append(f"{what} of {other} is {sizes[1]}, it was {sizes[0]}")
+    return "; ".join(said)
+
+
+def _changes(layers: pl.DataFrame, unit: str, zeros: Sequence[int]) -> list[Finding]:
+    """Where a run becomes another one, or stands still; `zeros` are steps at which it changes nothing anyway."""
     found = []
-    shape = pl.concat_str("module", "rank", "rows", "columns", separator="|", ignore_nulls=True)
+    shape = pl.concat_str(_MAKE, separator="|", ignore_nulls=True)
     make = layers.group_by("step").agg(shape.sort().hash().sum().alias("make")).sort("step")
     steps = make.filter(pl.col("make") != pl.col("make").shift())["step"].to_list()
     if steps:
-        message = f"modules, shapes or ranks change at {_steps(steps, unit)}"
+        message = f"modules, shapes or ranks change at {_steps(steps, unit)}: {_what_changes(layers, steps[0])}"
         hint = "two trainings may have written into one folder: give each its own"
         found.append(Finding("mixed-runs", "warning", message, hint))
     if "step_size" in layers.columns:
-        still = _steps_of_zeros(layers, "step_size")
+        still = [step for step in _steps_of_zeros(layers, "step_size") if step not in zeros]
         if still:
             message = f"the adapter is the same as at the checkpoint before at {_steps(still, unit)}"
             hint = "it is not being trained, or one state is saved again and again"

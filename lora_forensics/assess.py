@@ -12,7 +12,16 @@ import numpy as np
 import polars as pl
 
 from lora_forensics.advice import advice, deleted, few, health, message_of
-from lora_forensics.course import course_findings, course_of, in_words, modules_of, reset_findings, resets
+from lora_forensics.course import (
+    course_findings,
+    course_of,
+    in_words,
+    modules_of,
+    reset_findings,
+    resets,
+    stray_end,
+    stray_findings,
+)
 from lora_forensics.detectors import DEFAULT_DETECTOR, DETECTORS, Curve, half_of_path
 from lora_forensics.evidence import agreement, by_group, layer_interval, movement, null_band, window_sweep
 from lora_forensics.probed import Answer, Probed, answer_of, with_best
@@ -110,6 +119,9 @@ def assess(
     places = whole
     if cuts:
         layers, places = (table.filter(pl.col("step") >= cuts[-1]) for table in (layers, whole))
+    stray = stray_end(layers, cuts)
+    if stray is not None:
+        layers, places = (table.filter(pl.col("step") != stray) for table in (layers, places))
     similarity = similarity_of(layers, places, options)
     steps = similarity.frame["step"].to_list()
     cadence = float(np.median(np.diff(steps))) if len(steps) > 1 else None
@@ -142,14 +154,17 @@ def assess(
     evidence["agreement"] = agreement(told, places, turning.step if turning else None)
     candidates = tuple(candidate for candidate in candidates if candidate.checkpoint not in notes.pruned)
     unit, bounds = notes.step_unit, options.thresholds
+    unfit = base_findings(status, notes)
+    mismatch = any(entry.rule == "base-mismatch" for entry in unfit)  # which says the same of all modules at once
     message = message_of(status, places, series, window, notes, turning)
     findings = [
         *file_findings(notes.skipped),
-        *notes.findings,
-        *base_findings(status, notes),
+        *(entry for entry in notes.findings if not mismatch or entry.rule != "module-unresolved"),
+        *unfit,
         *reset_findings(cuts, unit),
+        *stray_findings(stray, whole, unit),
         *step_findings(whole, notes, bounds),
-        *health(everything, similarity, unit),
+        *health(everything, similarity, unit, whole),
         *module_findings(everything, broken, bounds, unit),
         *storage_findings(everything, whole, bounds, unit),
         *findings,

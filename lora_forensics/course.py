@@ -13,6 +13,7 @@ import polars as pl
 
 from lora_forensics.evidence import movement
 from lora_forensics.records import Finding
+from lora_forensics.rules import hint_of
 from lora_forensics.series import COURSE_COLUMNS, RUN_MODULE_COLUMNS, schema
 from lora_forensics.turning_point import Floats
 
@@ -24,6 +25,10 @@ MOST = 0.9
 """Share of the modules that have to agree on a reset."""
 SETTLED = 0.1
 """A module has settled where it moves at most at this part of its fastest."""
+_FEWEST_BEFORE = 4
+"""Checkpoints from which on the last one can be told to be unlike all others."""
+_LONG = 2
+"""Times the usual interval, beyond which the last one is too long to tell another training by."""
 _FEWEST = 5
 """Movements that are needed to call a module settled."""
 
@@ -36,10 +41,11 @@ def resets(layers: pl.DataFrame) -> list[int]:
     if "delta_norm" not in layers.columns or layers.is_empty():
         return []
     norm, before, after = pl.col("delta_norm"), pl.col("before"), pl.col("after")
+    strength = pl.col("delta_norm") / _column(layers, "scale").abs().replace(0.0, 1.0).fill_null(1.0)  # not its course
     known = before.is_finite() & (before > 0) & norm.is_finite()
     same = [name for name in ("module", "rank", "rows", "columns") if name in layers.columns]  # else another training
     frame = layers.select(
-        "step", *same, "delta_norm", turned=_column(layers, "down_rotation"), down=_column(layers, "down_norm")
+        "step", *same, delta_norm=strength, turned=_column(layers, "down_rotation"), down=_column(layers, "down_norm")
     ).sort("step")
     frame = frame.with_columns(before=norm.shift().over(same), after=norm.shift(-1).over(same)).filter(known)
     # an empty file between two of one size is a hole, and one at the end no start: A has to be there, or D to grow anew
@@ -48,6 +54,27 @@ def resets(layers: pl.DataFrame) -> list[int]:
     new = ((norm <= FELL * before) & goes_on).fill_null(value=False) | redrawn.fill_null(value=False)
     share = frame.group_by("step").agg(new.mean().alias("share"))
     return share.filter((pl.col("share") >= MOST) & (pl.col("step") < layers["step"].max()))["step"].sort().to_list()
+
+
+def stray_end(layers: pl.DataFrame, cuts: list[int]) -> int | None:
+    """The last step, where A is drawn anew there and nowhere before: a file of another training."""
+    if "down_rotation" not in layers.columns or cuts or layers["step"].n_unique() < _FEWEST_BEFORE:
+        return None
+    steps = layers["step"].unique().sort().to_list()
+    gaps, last = np.diff(steps), steps[-1]
+    if gaps[-1] > _LONG * np.median(gaps[:-1]):  # time enough for A to turn by training
+        return None
+    turned = layers.filter(pl.col("step") == last)["down_rotation"].fill_nan(None).drop_nulls()
+    return last if len(turned) and float((turned > REDRAWN).sum()) >= MOST * len(turned) else None
+
+
+def stray_findings(step: int | None, places: pl.DataFrame, unit: str) -> list[Finding]:
+    """What a last file of another training means."""
+    if step is None:
+        return []
+    name = places.filter(pl.col("step") == step)["checkpoint"][0]
+    message = f"{name} ({unit} {step}) is of another training than those before it: its A were drawn anew; left out"
+    return [Finding("final-overwritten", "warning", message, hint_of("final-overwritten"))]
 
 
 def reset_findings(steps: list[int], unit: str) -> list[Finding]:
@@ -143,7 +170,8 @@ def _settled(steps: list[int], way: Floats, dose: dict[int, float]) -> int | Non
     if finite.sum() < _FEWEST or speed[finite].max() == 0:
         return None
     fast = np.flatnonzero(finite & (speed > SETTLED * speed[finite].max()))
-    return steps[fast[-1] + 2] if fast[-1] + 2 < len(steps) else None
+    slow = finite[fast[-1] + 1 :]  # what cannot be measured has not settled
+    return steps[fast[-1] + 2] if slow.size and slow.all() else None
 
 
 def course_findings(

@@ -15,6 +15,7 @@ from lora_forensics.checkpoints import TRAINERS, Folder, Trainer
 from lora_forensics.errors import CheckpointError, UsageError
 from lora_forensics.records import Checkpoint, Run, Skipped
 from lora_forensics.remote import fresh, place
+from lora_forensics.rules import hint_of
 from lora_forensics.tensors import SAFETENSORS, TENSOR_FILES
 
 _STATES = re.compile(r"(optimizer|scheduler|scaler|training_args|rng_state|random_states|ema|trainer|recipe_state)")
@@ -78,6 +79,8 @@ def nothing_found(paths: Iterable[Path], skipped: Sequence[Skipped]) -> UsageErr
     reasons = "; ".join(f"{entry.path}: {entry.reason}" for entry in skipped[:3])
     more = f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
     found = f"; left out: {reasons}{more}" if skipped else ""
+    if damaged := next((entry.rule for entry in skipped if entry.rule), ""):
+        return UsageError(f"no run found in {where}{found}", hint_of(damaged))
     hint = "a run is a folder with checkpoint-<step>/ folders (PEFT) or numbered .safetensors files (kohya);"
     hint += " lora-forensics formats lists all layouts"
     return UsageError(f"no run found in {where}{found}", hint)

@@ -144,8 +144,8 @@ RULES: dict[str, Rule] = {
         "an adapter that changes nothing",
         "error",
         "Every change of a weight is exactly zero, mostly since all B are: the optimizer never got the adapter's "
-        "parameters, the saved state was not the trained one, or a narrow type rounded it all to 0. At the first "
-        "checkpoint of a run it is only a note: before the first step an adapter is like that.",
+        "parameters, the saved state was not the trained one, or a narrow type rounded it all to 0 (the message names "
+        "it). At the first of several checkpoints it is only a note: before the first step an adapter is like that.",
         "Check that the adapter's parameters need gradients and are the ones saved; save in float32 or bfloat16.",
         ("info",),
         source=f"{_DEMAND}huggingface/peft/issues/1402, {_DEMAND}huggingface/peft/issues/2500, "
@@ -206,7 +206,8 @@ RULES: dict[str, Rule] = {
         "the final file is of another training than the numbered ones",
         "warning",
         "A rerun or a resumed training under the same name replaced the file without a number. Its session is not "
-        "that of the numbered files beside it.",
+        "that of the numbered files beside it (kohya), its own step lies before theirs (ai-toolkit), or its A factors "
+        "are drawn anew, which no training does between two saves: it is left out of the series then.",
         "Do not take the final file for the end of this run; give each training its own name.",
     ),
     "step-unknown": Rule(
@@ -226,14 +227,16 @@ RULES: dict[str, Rule] = {
         "checkpoints are missing between others that were saved at one interval",
         "warning",
         "Most intervals are equal, and some are whole multiples: those in between were deleted, moved or never "
-        "written. CS is interpolated there.",
+        "written. A single one may be the end of a session: its file had no number, and the resumed training "
+        "overwrote it. CS is interpolated there.",
         "Restore them if they still exist: the answer may lie in the gap.",
     ),
     "keep-limit": Rule(
         "the first checkpoints of a run are gone, as a keep-limit deletes them",
         "warning",
         "The run starts at a step that is twice its interval or more. Trainers that keep the newest N saves delete "
-        "the early ones, and the turning point is mostly among those.",
+        "the early ones, and the turning point is mostly among those. A training that was resumed into another folder "
+        "looks the same: its first checkpoints lie in the old one.",
         "Raise or leave out the limit: save_total_limit (Trainer), --save_last_n_steps, --save_last_n_epochs (kohya), "
         "max_step_saves_to_keep (ai-toolkit), checkpoints_total_limit (diffusers). The finding names this trainer's.",
         source=f"{_DEMAND}ostris/ai-toolkit/issues/570, {_DEMAND}huggingface/transformers/pull/41899, "
@@ -244,7 +247,7 @@ RULES: dict[str, Rule] = {
         "warning",
         "By the files' times, all from some step on are a minute or more older than those before it "
         "(`rewritten_seconds`): a second training has overwritten the first part of this one. Copies that lost their "
-        "times have no such single break.",
+        "times have no such single break, and those made in the order of the names are passed over.",
         "Delete the older part, or give each training its own folder.",
     ),
     "resumed": Rule(
@@ -383,7 +386,7 @@ RULES: dict[str, Rule] = {
     "unchanged": Rule(
         "checkpoints that equal the one before them",
         "error",
-        "No module has moved by a single number.",
+        "No module has moved by a single number: all tensors equal those of the checkpoint before, bit by bit.",
         "The adapter is not being trained, or one state is saved again and again.",
         source=f"{_DEMAND}huggingface/peft/issues/353",
     ),
@@ -411,8 +414,8 @@ RULES: dict[str, Rule] = {
     "text-encoder-first": Rule(
         "the text encoder turns before the denoiser",
         "info",
-        "The second valley of the text encoder's own cosines comes before that of the denoiser. It is weak evidence, "
-        "as the denoiser's is.",
+        "The second valley of the text encoder's own cosines comes before that of the denoiser, by a window or more. "
+        "It is weak evidence, as the denoiser's is: of two turning points by chance one is always first.",
         "Try a lower rate for the text encoder, or stop training it there.",
         source="docs/method.md",
     ),
@@ -500,7 +503,7 @@ def anchor(rule: str) -> str:
 
 
 def matching(names: Iterable[str]) -> set[str]:
-    """Rules and severities that these names stand for: ids, beginnings of ids, severities.
+    """Rules and severities that these names stand for: ids, beginnings of ids (`base-*`, `base-`), severities.
 
     Raises:
         UsageError: a name stands for none; a pipeline that waits for it would never fail.
@@ -508,7 +511,7 @@ def matching(names: Iterable[str]) -> set[str]:
     found: set[str] = set()
     for name in dict.fromkeys(names):
         exact = {name} & {*RULES, *SEVERITIES}
-        wanted = exact or {rule for rule in RULES if name and rule.startswith(name)}
+        wanted = exact or {rule for rule in RULES if name and rule.startswith(name.removesuffix("*"))}
         if not wanted:
             near = difflib.get_close_matches(name, [*RULES, *SEVERITIES], 1)
             hint = f"did you mean {near[0]}?" if near else "choose info, warning, error, or from `lora-forensics rules`"

@@ -36,6 +36,10 @@ class Selection:
         runs = tuple(self._verdict(verdict) for verdict in summary.runs)
         return replace(summary, runs=runs, findings=findings, ignored=summary.ignored + ignored)
 
+    def told(self, findings: Iterable[Finding]) -> tuple[Finding, ...]:
+        """Those of them that are wanted, with the severities that are."""
+        return self._chosen(findings)[0]
+
     def keeps_file(self, entry: Skipped) -> bool:
         """Whether a file that was left out counts as damaged."""
         rule = entry.rule or "unreadable-file"

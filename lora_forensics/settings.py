@@ -15,7 +15,7 @@ from typing import Any
 
 from lora_forensics.errors import UsageError
 from lora_forensics.remote import is_url
-from lora_forensics.rules import RULES, SEVERITIES, Severity, Thresholds
+from lora_forensics.rules import SEVERITIES, Severity, Thresholds, matching, rule_of
 
 FILE = "lora-forensics.toml"
 PROJECT = "pyproject.toml"
@@ -100,7 +100,7 @@ def find_settings(start: Path) -> Settings:
         if (folder / FILE).is_file():
             return read_settings(folder / FILE)
         project = folder / PROJECT
-        if project.is_file() and (document := _tool(_read(project))) is not None:
+        if project.is_file() and (document := _tool(project, _read(project))) is not None:
             return _settings(project, document)
     return Settings()
 
@@ -113,7 +113,7 @@ def read_settings(path: Path) -> Settings:
     """
     document = _read(path)
     if path.name == PROJECT:
-        document = _tool(document) or {}
+        document = _tool(path, document) or {}
     return _settings(path, document)
 
 
@@ -122,9 +122,11 @@ def settings_markdown() -> str:
     lines = [
         "# Configuration",
         "",
-        "`scan`, `pick`, `probe` and `report` take defaults from the nearest `lora-forensics.toml`, or a",
+        "`scan`, `pick`, `probe`, `report` and `inspect` take defaults from the nearest `lora-forensics.toml`, or a",
         "`pyproject.toml` with a table `[tool.lora-forensics]`, in the current folder or above it; `--config FILE`",
-        "names another, `--no-config` reads none. An option on the command line wins. Paths are relative to the file.",
+        "names another, `--no-config` reads none. One file counts, they are not merged; in one folder it is",
+        "`lora-forensics.toml`. An option on the command line wins, and replaces a whole list: with `--ignore X` what",
+        "the file ignores is told again. What is both selected and ignored is ignored. Paths are relative to the file.",
         "A key that does not exist, or a value of another type, is an error (exit code 2). Made from a table.",
         "",
         "```toml",
@@ -152,7 +154,8 @@ def settings_markdown() -> str:
         "",
         "## thresholds",
         "",
-        "Bounds that rules compare with: rules of thumb for finding damage. A change draws the verdict anew.",
+        "Bounds that rules compare with: rules of thumb for finding damage, above 0; `inf` is never reached. A change",
+        "draws the verdict anew.",
         "",
         "| key | default | what |",
         "|---|---|---|",
@@ -170,11 +173,19 @@ def _read(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is no TOML: {error}", "correct it, or pass --no-config") from error
 
 
-def _tool(document: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The tool's own table of a pyproject.toml."""
+def _tool(path: Path, document: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The tool's own table of a pyproject.toml.
+
+    Raises:
+        UsageError: something else stands in its place, or it is spelled in another way.
+    """
     tools = document.get("tool")
-    table = tools.get(_TABLE) if isinstance(tools, dict) else None
-    return table if isinstance(table, dict) else None
+    for name, table in tools.items() if isinstance(tools, dict) else ():
+        if name.lower().replace("_", "-") == _TABLE:
+            if name != _TABLE or not isinstance(table, dict):
+                raise UsageError(f"{path}: tool.{name} is no table of settings", f"write it as [tool.{_TABLE}]")
+            return table
+    return None
 
 
 def _settings(path: Path, document: Mapping[str, Any]) -> Settings:
@@ -182,19 +193,37 @@ def _settings(path: Path, document: Mapping[str, Any]) -> Settings:
     options = {}
     for name, value in document.items():
         key = name.replace("_", "-")
+        if key in options:
+            raise UsageError(f"{path}: {key} is set twice, as {key} and as {key.replace('-', '_')}", "leave one out")
         if key in known:
             options[key] = _value(path, known[key], value)
         elif name not in TABLES:
             raise _unknown(path, "setting", name, (*known, *TABLES))
         elif not isinstance(value, dict):
             raise UsageError(f"{path}: {name} is {_spelled(value)}, not a table", f"write it as [{name}]")
+    _check_rules(path, options)
     severity = document.get("severity", {})
     for rule, level in severity.items():
-        if rule not in RULES:
-            raise _unknown(path, "rule", rule, RULES)
+        try:
+            rule_of(rule)
+        except UsageError as error:
+            raise UsageError(f"{path}: severity: {error.message}", error.hint) from error
         if level not in SEVERITIES:
             raise UsageError(f"{path}: the severity of {rule} is {_spelled(level)}", f"use {', '.join(SEVERITIES)}")
     return Settings(path, options, severity, _thresholds(path, document.get("thresholds", {})))
+
+
+def _check_rules(path: Path, options: Mapping[str, Any]) -> None:
+    """Refuse names of rules that stand for nothing, and say in which file.
+
+    Raises:
+        UsageError: there is such a name.
+    """
+    for key in ("fail-on", "select", "ignore"):
+        try:
+            matching(options.get(key, ()))
+        except UsageError as error:
+            raise UsageError(f"{path}: {key}: {error.message}", error.hint) from error
 
 
 def _thresholds(path: Path, table: Mapping[str, Any]) -> Thresholds:
@@ -205,9 +234,8 @@ def _thresholds(path: Path, table: Mapping[str, Any]) -> Thresholds:
         whole = isinstance(known[name].default, int)
         if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
             kind = "whole number" if whole else "number"
-            raise UsageError(
-                f"{path}: the threshold {name} is {_spelled(value)}, not a {kind}", "write it without quotes"
-            )
+            hint = f"for example {name} = {known[name].default:g}"
+            raise UsageError(f"{path}: the threshold {name} is {_spelled(value)}, not a {kind}", hint)
     try:
         return Thresholds(**table)
     except UsageError as error:

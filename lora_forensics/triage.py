@@ -19,7 +19,7 @@ from lora_forensics.similarity import AssessOptions, curve_of, similarity_of
 
 _UNNAMED = "unreadable-file"
 """The rule of a file that was left out for a reason without one."""
-_MOST_REGULAR = 0.5
+_MOST_REGULAR = 2 / 3
 """Share of the intervals that must equal the common one, for others to count as gaps."""
 _LISTED = 3
 
@@ -144,6 +144,8 @@ def step_findings(places: pl.DataFrame, notes: RunNotes, bounds: Thresholds) -> 
     found = _order(places, unit, bounds.rewritten_seconds)
     steps = places["step"].to_list()
     gaps = [after - before for before, after in pairwise(steps)]
+    if gaps and gaps[-1] < min(gaps[:-1], default=0):  # the end of a training falls anywhere
+        del gaps[-1]
     interval = max(set(gaps), key=lambda gap: (gaps.count(gap), -gap), default=0)
     if notes.pruned or len(gaps) < 2 or gaps.count(interval) < _MOST_REGULAR * len(gaps):
         return found
@@ -161,7 +163,8 @@ def step_findings(places: pl.DataFrame, notes: RunNotes, bounds: Thresholds) -> 
     before = steps[0] // interval - 1 if steps[0] % interval == 0 and not told else 0
     if before > 0:
         message = f"saved every {interval} {unit}s, but the first that is left is {unit} {steps[0]}: {before} are gone"
-        found.append(Finding("keep-limit", "warning", message, notes.save_more_often or hint_of("keep-limit")))
+        hint = notes.save_more_often or hint_of("keep-limit")
+        found.append(Finding("keep-limit", "warning", message, f"look whether they lie elsewhere; else {hint}"))
     return found
 
 
@@ -169,6 +172,8 @@ def _order(places: pl.DataFrame, unit: str, seconds: float) -> list[Finding]:
     """One single break in the files' times: all from some step on were written before all that come before it."""
     known = places.filter(pl.col("modified").is_not_null()).sort("step")
     steps, times = known["step"].to_list(), known["modified"].to_list()
+    if known.sort("checkpoint")["modified"].is_sorted():
+        return []  # copied one by one in the order of their names, of which 1000 comes before 200
     breaks = [place for place in range(1, len(times)) if times[place] < times[place - 1]]
     if (
         len(breaks) != 1
@@ -206,7 +211,8 @@ def encoder_findings(
             continue
         at = DETECTORS[options.detector](curve_of(similarity, window, own)[0])
         step = None if at is None else similarity.frame["step"][at.index]
-        if step is not None and step < turning.step:
+        before = places.filter(pl.col("step").is_between(step, turning.step, closed="left")) if step is not None else ()
+        if len(before) >= window:  # of two turning points by chance one is always first
             message = f"{name} turns at {unit} {step}, the denoiser at {unit} {turning.step}"
             found.append(Finding("text-encoder-first", "info", message, hint_of("text-encoder-first")))
     return found

@@ -32,7 +32,16 @@ from lora_forensics.analyses.frozen import Frozen, analyse
 from lora_forensics.base_model import BaseModel, open_base
 from lora_forensics.errors import CheckpointError
 from lora_forensics.metrics import METRICS
-from lora_forensics.moments import Weight, begun_anew, count_nonfinite, fitting, full_precision, wide_device, widened
+from lora_forensics.moments import (
+    Moments,
+    Weight,
+    begun_anew,
+    count_nonfinite,
+    fitting,
+    full_precision,
+    wide_device,
+    widened,
+)
 from lora_forensics.notices import Notices
 from lora_forensics.records import Checkpoint, Skipped, Unresolved, WeightRef
 from lora_forensics.remote import RemotePath
@@ -350,6 +359,7 @@ def _measure_group(
             analysed = analyse(unit.analyses, frozen, change, whole, module.layout.rank)
     except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         raise CheckpointError("its numbers are too large or too small to compute with") from error
+    moments = _exact(moments, _repeats(stacked.values(), stack.scale)[lead:])
     if entries[0].index or not unit.origin:  # the run's first checkpoint is gone, or does not have this module
         moments = replace(moments, down_moved=torch.full_like(moments.down_moved, torch.nan))
     if group.apart:
@@ -410,6 +420,22 @@ def _scales(group: _Group, tensors: Mapping[str, torch.Tensor], notices: Notices
         if scales[-1] is None and kind.scaled:
             notices.scale_unknown[name] = None
     return scales
+
+
+def _repeats(tensors: Iterable[torch.Tensor], scale: torch.Tensor) -> torch.Tensor:
+    """(n,) whether all numbers of a checkpoint, and its scale, are those of the one before; never so of the first."""
+    same = scale[1:] == scale[:-1]
+    for tensor in tensors:
+        exact = tensor.view(torch.uint8) if tensor.element_size() == 1 else tensor
+        same = same & (exact[1:] == exact[:-1]).reshape(len(same), math.prod(exact.shape[1:])).all(dim=1)
+    return torch.cat([torch.zeros(1, dtype=torch.bool), same])
+
+
+def _exact(moments: Moments, repeated: torch.Tensor) -> Moments:
+    """Where nothing has moved, no rounding of the products says that something has."""
+    norm2, repeated = moments.norm2, repeated.to(moments.norm2.device)
+    inner, before = (torch.where(repeated, norm2, old) for old in (moments.inner_previous, moments.previous_norm2))
+    return replace(moments, inner_previous=inner, previous_norm2=before)
 
 
 _NARROW = (torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)

@@ -98,9 +98,19 @@ def test_the_nearest_file_counts(tmp_path: Path) -> None:
         ('[severity]\nnonfinit = "info"', "no rule is called 'nonfinit'", "did you mean nonfinite?"),
         ('[severity]\nnonfinite = "fatal"', "severity of nonfinite is 'fatal'", "info, warning, error"),
         ("[thresholds]\noutlier_facto = 3", "no threshold is called 'outlier_facto'", "did you mean outlier_factor?"),
-        ('[thresholds]\nfamily = "4"', "threshold family is '4', not a whole number", "quotes"),
+        ('[thresholds]\nfamily = "4"', "threshold family is '4', not a whole number", "family = 4"),
         ("[thresholds]\nfamily = 0", "threshold family is 0", ""),
         ("[thresholds]\nzero_share = nan", "threshold zero_share is nan", ""),
+        ("[thresholds]\nfamily = inf", "threshold family is inf, not a whole number", "family = 4"),
+        ("[thresholds]\noutlier_factor = -inf", "threshold outlier_factor is -inf", ""),
+        ("[thresholds]\noutlier_factor = [1]", "is [1], not a number", "outlier_factor = 10"),
+        ("[[thresholds]]\nfamily = 4", "not a table", "[thresholds]"),
+        ('fail-on = "error"\nfail_on = "info"', "fail-on is set twice", "leave one out"),
+        ('ignore = "emty-file"', "ignore: no rule or severity is called 'emty-file'", "did you mean empty-file?"),
+        ('select = ["warning", ""]', "select: no rule or severity is called ''", "lora-forensics rules"),
+        ('fail-on = ["nofinite"]', "fail-on: no rule", "did you mean nonfinite?"),
+        ('[severity]\n"base-*" = "info"', "severity: no rule is called 'base-*'", "lora-forensics rules"),
+        ("window = 2\nwindow = 3", "is no TOML", "--no-config"),
         ("window = ", "is no TOML", "--no-config"),
         ("\x00", "is no TOML", "--no-config"),
     ],
@@ -118,6 +128,52 @@ def test_what_cannot_be_meant_is_an_error_with_a_way_out(text: str, message: str
     assert "lora-forensics.toml" in result.stderr
     assert "Traceback" not in result.output
     assert call("pick", "runs", "--no-config").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    "text", ["tool.lora-forensics = 3", "[[tool.lora-forensics]]\nwindow = 3", "[tool.lora_forensics]"]
+)
+def test_a_table_that_would_be_passed_by_is_an_error(text: str, tmp_path: Path) -> None:
+    """Misspelled, or no table; other tools' are passed by."""
+    written(tmp_path / "pyproject.toml", text)
+    with pytest.raises(UsageError) as caught:
+        find_settings(tmp_path)
+    assert "pyproject.toml" in caught.value.message
+    assert "[tool.lora-forensics]" in caught.value.hint
+    written(tmp_path / "pyproject.toml", "tool = 3")
+    assert find_settings(tmp_path).path is None
+
+
+def test_files_as_editors_on_windows_save_them(tmp_path: Path) -> None:
+    """With a byte order mark and CRLF; UTF-16 is no TOML."""
+    path = tmp_path / "lora-forensics.toml"
+    path.write_bytes(b'\xef\xbb\xbfwindow = 5\r\nignore = ["base-*"]\r\n[thresholds]\r\nfamily = 7\r\n')
+    found = read_settings(path)
+    assert (found.options["window"], found.options["ignore"], found.thresholds.family) == (5, ("base-*",), 7)
+    path.write_bytes("window = 5".encode("utf-16"))
+    with pytest.raises(UsageError, match="is no TOML"):
+        read_settings(path)
+
+
+def test_bounds_beyond_reach_find_nothing(place: Path) -> None:
+    """Infinity and whole numbers of any size are bounds that nothing passes."""
+    bounds = (
+        f"relative_norm = inf\nzero_share = 2\nrewritten_seconds = inf\nfamily = {10**30}\nfew_checkpoints = {10**30}"
+    )
+    written(place / "lora-forensics.toml", f"[thresholds]\n{bounds}")
+    assert call("scan", "runs", "--no-plots").exit_code == 0
+    assert "larger-than-weight" not in {finding["rule"] for finding in verdict(place)["findings"]}
+
+
+def test_ignore_on_the_command_line_replaces_that_of_the_file(place: Path) -> None:
+    """The whole list; what is selected and ignored is ignored."""
+    written(place / "lora-forensics.toml", 'ignore = ["larger-than-weight"]\nselect = ["warning"]')
+    told = [
+        json.loads(call("scan", "runs", "--no-plots", "--json", *more).stdout)["runs"][0]
+        for more in ((), ("--ignore", "last-*"))
+    ]
+    rules = [{finding["rule"] for finding in run["findings"]} for run in told]
+    assert rules == [{"last-is-past"}, {"larger-than-weight"}]
 
 
 def test_a_file_sets_what_the_command_line_does_not(place: Path) -> None:

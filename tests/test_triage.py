@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
+import shlex
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,15 +22,17 @@ from factories import kohya_base, kohya_file, kohya_metadata, kohya_run
 from image_layouts import STEPS, ai_toolkit
 from make_damaged import kohya_tensors, write_kohya
 from safetensors.torch import load_file, save_file
-from tables import checkpoints_of, layers_of, wavy
+from tables import layers_of, wavy
 
 from lora_forensics.assess import assess
 from lora_forensics.cli import main
 from lora_forensics.failures import FAILURES
 from lora_forensics.inspection.looking import inspect_file
-from lora_forensics.probed import Asked, Probed, Score
-from lora_forensics.records import Finding, RunNotes
-from lora_forensics.rules import RULES, Thresholds, matching
+from lora_forensics.measure import MeasureOptions
+from lora_forensics.probe import ProbeOptions
+from lora_forensics.probe.probing import probe_run
+from lora_forensics.records import Finding
+from lora_forensics.rules import RULES, Thresholds, anchor, matching
 from lora_forensics.scan import ScanOptions, load_summary, scan
 from lora_forensics.similarity import AssessOptions
 
@@ -74,6 +79,30 @@ def run_of(folder: Path, count: int = 12, **settings: Any) -> Path:
 def saved(runs: Path, step: int) -> Path:
     """The weights of one step."""
     return runs / "run" / f"checkpoint-{step}" / WEIGHTS
+
+
+UNET = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+TE = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
+SIDES = 16
+
+
+def aligned_base(folder: Path) -> Path:
+    """A UNet and a text encoder of one weight each: the first of the unit matrices."""
+    weight = torch.zeros(SIDES, SIDES)
+    weight[0, 0] = 1.0
+    unet = {"down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.weight": weight}
+    save_file(unet, _made(folder / "unet" / "diffusion_pytorch_model.safetensors"))
+    encoder = {"text_model.encoder.layers.0.self_attn.q_proj.weight": weight.clone()}
+    save_file(encoder, _made(folder / "text_encoder" / "model.safetensors"))
+    (folder / "model_index.json").write_text("{}")
+    return folder
+
+
+def aligned(cosine: float) -> dict[str, torch.Tensor]:
+    """Factors whose product has this cosine to that weight."""
+    up, down = torch.zeros(SIDES, 1), torch.zeros(1, SIDES)
+    down[0, 0], up[0, 0], up[1, 0] = 1.0, cosine, math.sqrt(1 - cosine**2)
+    return {"lora_up.weight": up, "lora_down.weight": down, "alpha": torch.tensor(1.0)}
 
 
 @shows("truncated-file", "empty-file", "unreadable-file", "unfinished-save")
@@ -250,10 +279,13 @@ def odd_adapters(folder: Path) -> list[Finding]:
 
 @shows("no-base-model", "without-base", "learning-rate-unknown")
 def no_base(folder: Path) -> list[Finding]:
-    """The base is gone; and a run with cosines and without rates."""
+    """The base is gone; and a run with cosines and without the trainer's states."""
     runs = run_of(folder)
     (runs / "base.safetensors").unlink()
-    return [*scanned(runs), *of_tables(layers_of({"a": wavy(40)}))]
+    mute = run_of(folder / "mute", count=20)
+    for state in mute.rglob("trainer_state.json"):
+        state.unlink()
+    return [*scanned(runs), *scanned(mute)]
 
 
 @shows("base-mismatch")
@@ -314,42 +346,59 @@ def pruned_by_the_trainer(folder: Path) -> list[Finding]:
 
 
 @shows("reset", "settled")
-def stopped_and_begun_anew(_folder: Path) -> list[Finding]:
-    """Sizes that fall back to a tenth; and a module that hardly moves after a third of the run."""
-    sizes = [1.0 + n / 10 for n in range(10)] * 2
-    size = pl.Series("delta_norm", [size * (0.1 if n == 10 else 1) for n, size in enumerate(sizes)])
-    anew = layers_of({"a": wavy(20)}).with_columns(size)
-    moves = pl.Series("step_size", [1.0] * 8 + [0.001] * 32)
-    still = layers_of({"a": wavy(40)}).with_columns(moves, delta_norm=pl.col("step") / 10)
-    return [*of_tables(anew), *of_tables(still)]
+def stopped_and_begun_anew(folder: Path) -> list[Finding]:
+    """B falls to a twentieth from the seventh on; and B that hardly grows any more from the fifth on."""
+    anew, still = run_of(folder / "anew"), run_of(folder / "still")
+    for step in range(70, 130, 10):
+        rewrite(saved(anew, step), lambda name, tensor: tensor * (0.05 if "lora_B" in name else 1))
+    for step in range(50, 130, 10):
+        shutil.copy(saved(still, 40), saved(still, step))
+        growth = 1 + step / 1e5
+        rewrite(saved(still, step), lambda name, tensor, by=growth: tensor * (by if "lora_B" in name else 1))
+    return [*scanned(anew), *scanned(still)]
 
 
 @shows("intruder-dimensions", "text-encoder-first", "follows-schedule", "weak-evidence")
-def papers(_folder: Path) -> list[Finding]:
-    """A turning point in the warm-up, a text encoder that turns before it, and an intruder."""
-    unet = layers_of({"a": wavy(60, 30.0)}, component="unet", intruder_dimensions=1)
-    encoder = layers_of({"b": wavy(60)}, component="text_encoder", intruder_dimensions=0)
-    places = checkpoints_of(60, learning_rate=[1e-6 * n for n in range(1, 61)])
-    chosen = AssessOptions(window="2", detector="algorithm1", learning_rate=1.0)
-    return of_tables(pl.concat([unet, encoder]), places, options=chosen)
+def papers(folder: Path) -> list[Finding]:
+    """A turning point in the warm-up, a text encoder that turns before it; and changes larger than their weights."""
+    base = aligned_base(folder / "base")
+    steps = range(10, 610, 10)
+    warm = {"ss_lr_scheduler": "constant_with_warmup", "ss_lr_warmup_steps": "900"}
+    for step, slow, fast in zip(steps, wavy(60, 30.0), wavy(60), strict=True):
+        tensors = {f"{TE}.{part}": tensor for part, tensor in aligned(fast).items()}
+        tensors |= {f"{UNET}.{part}": tensor for part, tensor in aligned(slow).items()}
+        path = _made(folder / "runs" / f"name-step{step:08d}.safetensors")
+        save_file(tensors, path, kohya_metadata(step, step // 20, **warm))
+    chosen = AssessOptions(window="2", detector="algorithm1")
+    large = run_of(folder / "large")
+    return [
+        *scanned(folder / "runs", base=(base,), assess=chosen),
+        *scanned(large, measure=MeasureOptions(analyses=("intruders",))),
+    ]
 
 
 @shows("uneven-cadence", "too-few-checkpoints", "few-checkpoints")
-def few_and_uneven(_folder: Path) -> list[Finding]:
+def few_and_uneven(folder: Path) -> list[Finding]:
     """Twelve at growing intervals; six."""
-    steps = {10 * n: 10 * n + n * n for n in range(1, 13)}
-    uneven = layers_of({"a": wavy(12)}).with_columns(pl.col("step").replace_strict(steps))
-    six = layers_of({"a": wavy(6)}).with_columns(delta_norm=pl.col("step") / 10, step_size=1.0)
-    return [*of_tables(uneven), *of_tables(six, notes=RunNotes(save_more_often="lower save_steps"))]
+    uneven = folder / "uneven"
+    base_model(uneven / "base.safetensors")
+    for n in range(1, 13):
+        checkpoint(uneven / "run" / f"checkpoint-{10 * n + n * n}", 10 * n, "../base.safetensors")
+    return [*scanned(uneven), *scanned(run_of(folder / "six", count=6))]
 
 
 @shows("probe-flat", "probe-open", "probe-stale")
-def probed_badly(_folder: Path) -> list[Finding]:
-    """The last of two is the best, not beyond the noise; a third was saved later."""
-    scores = tuple(Score(f"c{n}", f"p{n}", "me", 2.0 - n / 100, (1.0, 3.0 - n / 50)) for n in (10, 60))
-    known = {f"c{10 * n}": f"p{10 * n}" for n in range(1, 7)}
-    places = checkpoints_of(7, fingerprint=[f"p{10 * n}" for n in range(1, 8)])
-    return of_tables(layers_of({"a": wavy(7)}), places, probed=Probed(scores, Asked("me", "my scorer", False, known)))
+def probed_badly(folder: Path) -> list[Finding]:
+    """The last is the best, by one number each; another was saved later."""
+    runs = run_of(folder)
+    later = saved(runs, 120).parent.rename(folder / "later")
+    script = folder / "score.py"
+    script.write_text("import re, sys; print(-int(re.search('checkpoint-([0-9]+)', sys.argv[1])[1]))")
+    command = f"{shlex.quote(sys.executable)} {shlex.quote(str(script))} {{checkpoint}}"
+    told = ScanOptions(out=folder / "out", plots=False)
+    first = probe_run(runs, told, ProbeOptions(score=command, evaluations=4)).summary
+    later.rename(runs / "run" / "checkpoint-120")
+    return [*(finding for verdict in first.runs for finding in verdict.findings), *scanned(runs)]
 
 
 @shows("last-is-past")
@@ -443,7 +492,7 @@ def test_select_tells_only_of_what_is_named(tmp_path: Path) -> None:
 
 def test_names_stand_for_rules_by_their_beginning() -> None:
     """An exact id stands for itself alone."""
-    assert matching(["base-"]) == {rule for rule in RULES if rule.startswith("base-")}
+    assert matching(["base-*"]) == matching(["base-"]) == {rule for rule in RULES if rule.startswith("base-")}
     assert matching(["nonfinite", "error"]) == {"nonfinite", "error"}
 
 
@@ -453,6 +502,55 @@ def test_inspect_and_scan_have_the_same_bounds(tmp_path: Path) -> None:
     alone = {f.rule for f in inspect_file(saved(tmp_path / "runs", 40)).findings}
     assert {"dead-modules", "outlier-modules", "larger-than-weight"} <= alone & set(runs)
     assert "self_attn.q_proj" in runs["dead-modules"].message
+
+
+def test_each_rule_has_a_case_and_a_heading() -> None:
+    """Of files on disk, in the table above; where a finding's link leads."""
+    assert set(CASES) == set(RULES)
+    page = (Path(__file__).parent.parent / "docs" / "rules.md").read_text("utf-8").splitlines()
+    for rule, entry in RULES.items():
+        assert page.count(f"## {rule}") == 1
+        assert anchor(rule) == f"docs/rules.md#{rule}"
+        assert entry.why.endswith(".")
+        assert entry.fix.endswith(".")
+
+
+def test_inspect_reads_the_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Severities, what is ignored, and bounds, as a scan does; of two files as well; the command line wins."""
+    sick_modules(tmp_path)
+    file = saved(tmp_path / "runs", 40)
+    monkeypatch.chdir(tmp_path)
+    rules = {
+        finding["rule"]: finding["severity"]
+        for finding in json.loads(call("inspect", file, "--json").stdout)["findings"]
+    }
+    assert rules["outlier-modules"] == rules["larger-than-weight"] == "warning"
+    settings = 'ignore = "dead-*"\n[severity]\nlarger-than-weight = "error"\n[thresholds]\noutlier_factor = 1e9\n'
+    (tmp_path / "lora-forensics.toml").write_text(settings)
+    told = json.loads(call("inspect", file, "--json").stdout)["findings"]
+    assert {finding["rule"]: finding["severity"] for finding in told} == {"larger-than-weight": "error"}
+    both = json.loads(call("inspect", file, saved(tmp_path / "runs", 30), "--json").stdout)
+    assert "outlier-modules" not in json.dumps(both)
+    assert "dead-modules" in call("inspect", file, "--json", "--no-config").stdout
+    assert "dead-modules" in call("inspect", file, "--json", "--ignore", "info").stdout
+
+
+def test_a_module_that_moves_next_to_nothing_is_dead_to_inspect_and_to_scan(tmp_path: Path) -> None:
+    """By the same factor of the same median."""
+    sick_modules(tmp_path)
+    file = saved(tmp_path / "runs", 40)
+    rewrite(file, lambda name, tensor: tensor * (1e-5 if "layers.3" in name and "lora_B" in name else 1))
+    (dead,) = [f for f in inspect_file(file).findings if f.rule == "dead-modules"]
+    assert "layers.3" in dead.message
+    (told,) = [f for f in scanned(tmp_path / "runs") if f.rule == "dead-modules"]
+    assert set(re.findall(r"layers\.\d", told.message)) == set(re.findall(r"layers\.\d", dead.message))
+
+
+def test_verbose_names_the_rule(tmp_path: Path) -> None:
+    """So that `rules RULE` and --ignore can be given it."""
+    common = ("scan", run_of(tmp_path), "--out", tmp_path / "out", "--no-plots", "--no-config")
+    assert "(larger-than-weight)" in call(*common, "-v").stdout
+    assert "(larger-than-weight)" not in call(*common).stdout
 
 
 def test_thresholds_move_the_bounds() -> None:

@@ -18,9 +18,10 @@ from lora_forensics.checkpoints.history import ADAPTIVE, Curve
 from lora_forensics.checkpoints.interface import Folder, Trap, from_header, unit_scale
 from lora_forensics.checkpoints.logs.settings import nested, read_yaml
 from lora_forensics.checkpoints.logs.sqlite import sqlite_metrics
+from lora_forensics.checkpoints.sessions import overwritten
 from lora_forensics.errors import CheckpointError
 from lora_forensics.records import BaseReference, Checkpoint, Finding, Run, Skipped
-from lora_forensics.tensors import SAFETENSORS, Header
+from lora_forensics.tensors import SAFETENSORS, Header, same_content
 from lora_forensics.values import as_count, as_number, parse_object
 
 _NAME = re.compile(r"(?P<stem>.+?)(?:_(?P<step>\d{9,15}))?(?P<expert>_high_noise|_low_noise)?\.safetensors")
@@ -86,6 +87,7 @@ class AiToolkit:
     def _run(self, folder: Folder, stem: str, files: list[_File], settings: dict[str, Any], lost: list[Skipped]) -> Run:
         accumulated = as_count(nested(settings, "train", "gradient_accumulation_steps")) or 1
         found = [_checkpoint(file, accumulated) for file in sorted(files, key=lambda file: file.step is None)]
+        other = _of_another(found, sum(file.step is not None for file in files))
         log = sqlite_metrics(folder.path / "loss_log.db")
         losses = [tag for tag in log.curves if tag.startswith("loss/")]
         meta = files[-1].header.metadata
@@ -99,7 +101,21 @@ class AiToolkit:
             base=BaseReference(name=name if isinstance(name, str) else meta.get("ss_base_model")),
             findings=(*log.findings, *_pruned(files, settings)),
         )
-        return assemble(self, folder.path, stem, found, told, lost)
+        run = assemble(self, folder.path, stem, [entry for entry in found if entry not in other], told, lost)
+        said = [overwritten(entry.name, "config.name") for entry in other]
+        return replace(run, unplaced=(*run.unplaced, *other), findings=(*run.findings, *said))
+
+
+def _of_another(found: list[Checkpoint], numbered: int) -> list[Checkpoint]:
+    """The final file, where it was saved before the last numbered one and is no copy: that of a shorter rerun."""
+    steps = {entry.step: entry for entry in found[:numbered]}
+    return [
+        final
+        for final in found[numbered:]
+        if final.step is not None
+        and final.step < max((step or 0 for step in steps), default=0)
+        and not (final.step in steps and same_content(final.path, steps[final.step].path))
+    ]
 
 
 def _checkpoint(file: _File, accumulated: int) -> Checkpoint:

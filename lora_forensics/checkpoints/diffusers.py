@@ -45,9 +45,7 @@ class Diffusers:
         Trap("the logged rate of Prodigy lacks its factor d: unknown"),
         Trap("checkpoints hold optimizer.bin, scheduler.bin and random states: no adapters"),
     )
-    save_more_often = (
-        "save more often by a lower --checkpointing_steps, and leave out --checkpoints_total_limit, which deletes"
-    )
+    save_more_often = "lower --checkpointing_steps, and leave out --checkpoints_total_limit, which deletes"
 
     def find(self, folder: Folder) -> Iterator[Run | Skipped]:
         """One run: the checkpoint folders below `folder`, and the final file in it."""

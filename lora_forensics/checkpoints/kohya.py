@@ -17,7 +17,7 @@ from lora_forensics.checkpoints.assembly import Told, as_epochs, assemble
 from lora_forensics.checkpoints.history import ADAPTIVE, Curve, schedule
 from lora_forensics.checkpoints.interface import Folder, Trap, from_header, stat_checkpoint
 from lora_forensics.checkpoints.kohya_logs import Start, find_log, log_folders
-from lora_forensics.checkpoints.sessions import continued, goes_on, resumed, superseded
+from lora_forensics.checkpoints.sessions import continued, goes_on, overwritten, resumed, superseded
 from lora_forensics.errors import CheckpointError
 from lora_forensics.records import BaseReference, Checkpoint, Finding, Run, Skipped
 from lora_forensics.tensors import SAFETENSORS, Header, pickle_mentions
@@ -119,7 +119,7 @@ class Kohya:
             found = self._run(folder, run, tuple(damaged.pop(stem, ())), _Logs(logs, alone=alone))
             own = [file for session in run for file in session.files]
             if stem in finals and not any(file.kind == "last" for file in own):
-                found = replace(found, findings=(*found.findings, _overwritten(finals[stem].path)))
+                found = replace(found, findings=(*found.findings, overwritten(finals[stem].path.name, "--output_name")))
             yield found
 
     def owns(self, header: Header) -> bool:
@@ -195,11 +195,6 @@ _EPOCHS_ONLY = Finding(
     "the files hold no metadata: their steps are unknown, so all steps below count epochs",
     "train without --no_metadata",
 )
-
-
-def _overwritten(final: Path) -> Finding:
-    message = f"{final.name} was written by another training under this name: it is not the end of this run"
-    return Finding("final-overwritten", "warning", message, "give each training its own name (--output_name)")
 
 
 def _parse_name(name: str) -> tuple[str, str, int | None]:

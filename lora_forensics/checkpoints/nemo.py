@@ -39,9 +39,7 @@ class NeMo:
         Trap("step in a name is the number of optimizer steps on the Hugging Face path", verified=False),
         Trap("weights/ in Megatron's distributed format is not read"),
     )
-    save_more_often = (
-        "to save more often set every_n_train_steps of ModelCheckpoint, and save_top_k=-1, which deletes nothing"
-    )
+    save_more_often = "set every_n_train_steps of ModelCheckpoint to fewer, and save_top_k=-1, which deletes nothing"
 
     def find(self, folder: Folder) -> Iterator[Run | Skipped]:
         """One run for each name before `--`."""
@@ -83,9 +81,7 @@ class Automodel:
         Trap("steps count from 0: step_99 holds 100 optimizer steps, in names and in training.jsonl"),
         Trap("LATEST and LOWEST_VAL are links to checkpoints"),
     )
-    save_more_often = (
-        "to save more often set a smaller ckpt_every_steps; leave max_recent_checkpoints unset, it deletes"
-    )
+    save_more_often = "set a smaller ckpt_every_steps; leave max_recent_checkpoints unset, it deletes"
 
     def find(self, folder: Folder) -> Iterator[Run | Skipped]:
         """One run."""

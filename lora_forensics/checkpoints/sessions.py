@@ -42,3 +42,9 @@ def superseded(lost: Sequence[Checkpoint], step: int) -> Finding:
     names = ", ".join(checkpoint.name for checkpoint in lost[:3]) + (", ..." if len(lost) > 3 else "")
     message = f"{names}: saved before the training was resumed, and trained anew from step {step} on; left out"
     return Finding("superseded", "info", message)
+
+
+def overwritten(final: str, option: str) -> Finding:
+    """Said of a run whose file without a number is another training's; `option` names a run in this trainer."""
+    message = f"{final} was written by another training under this name: it is not the end of this run"
+    return Finding("final-overwritten", "warning", message, f"give each training its own name ({option})")

@@ -66,9 +66,7 @@ class SimpleTuner:
         Trap("steps repeated after a restart are logged twice: the later counts"),
         Trap("epochs count from 1 and are those that are going on: their length follows from where they change"),
     )
-    save_more_often = (
-        "save more often by a lower --checkpoint_step_interval, and raise --checkpoints_total_limit, which deletes"
-    )
+    save_more_often = "lower --checkpoint_step_interval, and raise --checkpoints_total_limit, which deletes"
 
     def find(self, folder: Folder) -> Iterator[Run | Skipped]:
         """One run: the checkpoint folders below `folder`, and the final file in it."""

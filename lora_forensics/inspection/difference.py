@@ -14,6 +14,7 @@ from lora_forensics.inspection.looking import dated, inspect_file
 from lora_forensics.inspection.metadata import differing
 from lora_forensics.inspection.values import Difference, Inspection, ModuleFacts, ModulePair
 from lora_forensics.measure import resolve_device
+from lora_forensics.rules import Thresholds
 from lora_forensics.tensors import Tensors, open_tensors
 from lora_forensics.units import Unit, measure_unit
 
@@ -28,13 +29,14 @@ def compare_files(
     device: str = "auto",
     *,
     download: bool = False,
+    thresholds: Thresholds | None = None,
 ) -> Difference:
     """What differs between two checkpoints; arguments and errors as for `inspect_file`.
 
     Changes of other ranks or types are compared as well: widened, and padded with zeros. Where padding would alter
     a change (the sizes of its tensors are no ranks), distance and rotation are NaN.
     """
-    one, two = (inspect_file(path, base, device, download=download) for path in (first, second))
+    one, two = (inspect_file(path, base, device, download=download, thresholds=thresholds) for path in (first, second))
     pairs = _pairs(one, two, resolve_device(device))
     names = [{module.module for module in found.modules} | set(found.unread) for found in (one, two)]
     same, changed = _compare_tensors(open_tensors(one.path), open_tensors(two.path))

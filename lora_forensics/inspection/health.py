@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from lora_forensics.inspection.values import ModuleFacts, TensorFacts
 from lora_forensics.notices import some
 from lora_forensics.records import Finding
 from lora_forensics.rules import Thresholds
 
-_BOUNDS = Thresholds()
 _NARROW = ("F16", "F8_E4M3", "F8_E5M2")
 """Types in which small numbers become 0; BF16 has the exponents of F32."""
 
 
-def health(modules: Sequence[ModuleFacts], tensors: Sequence[TensorFacts]) -> Iterator[Finding]:
+def health(modules: Sequence[ModuleFacts], tensors: Sequence[TensorFacts], bounds: Thresholds) -> Iterator[Finding]:
     """Findings, gravest first."""
     damaged = [tensor for tensor in tensors if tensor.nonfinite]
     if damaged:
@@ -30,25 +29,27 @@ def health(modules: Sequence[ModuleFacts], tensors: Sequence[TensorFacts]) -> It
     if still and len(still) == len(modules):
         message = f"all {len(modules)} modules change nothing: never trained, or saved at step 0"
         yield Finding("zero-change", "error", message, "check that the optimizer got the adapter's parameters")
-    elif still:
-        message = f"{len(still)} of {len(modules)} modules change nothing: {some(m.module for m in still)}"
+    beside = list(_in_family(modules, bounds))
+    low = {m.module for m in still} | {m.module for m, size in beside if size * bounds.dead_factor < 1}
+    if low and len(still) < len(modules):
+        dead = [m.module for m in modules if m.module in low]
+        message = f"{len(dead)} of {len(modules)} modules change nothing or next to it: {some(dead)}"
         yield Finding("dead-modules", "warning", message, "they were frozen, or their gradient never arrived")
-    far = list(_outliers(modules))
+    far = [module.module for module, size in beside if size > bounds.outlier_factor]
     if far:
-        times = f"{_BOUNDS.outlier_factor:g} times the median of their family"
+        times = f"{bounds.outlier_factor:g} times the median of their family"
         message = f"{len(far)} of {len(modules)} modules change more than {times}"
         yield Finding(
             "outlier-modules", "warning", f"{message}: {some(far)}", "they may dominate the result, or stack badly"
         )
-    large = [module for module in modules if module.metric("relative_norm") > _BOUNDS.relative_norm]
+    large = [module for module in modules if module.metric("relative_norm") > bounds.relative_norm]
     if large:
-        message = (
-            f"{len(large)} of {len(modules)} changes are larger than the weight below: {some(m.module for m in large)}"
-        )
+        than = "larger than" if bounds.relative_norm == 1 else f"more than {bounds.relative_norm:g} times"
+        message = f"{len(large)} of {len(modules)} changes are {than} the weight below: {some(m.module for m in large)}"
         yield Finding("larger-than-weight", "warning", message, "the scale or the learning rate may be too high")
     narrow = [t for t in tensors if t.dtype in _NARROW and t.zeros < t.entries]
     zeros, entries = sum(t.zeros for t in narrow), sum(t.entries for t in narrow)
-    if entries and zeros / entries > _BOUNDS.zero_share:
+    if entries and zeros / entries > bounds.zero_share:
         message = f"{zeros / entries:.0%} of the {'/'.join(sorted({t.dtype for t in narrow}))} numbers are exactly 0"
         yield Finding(
             "flushed-to-zero", "warning", message, "numbers too small for the type were lost: save as bf16 or fp32"
@@ -58,8 +59,11 @@ def health(modules: Sequence[ModuleFacts], tensors: Sequence[TensorFacts]) -> It
         yield Finding("base-nonfinite", "error", f"the base model holds NaN or Inf below {names}", "copy it again")
 
 
-def _outliers(modules: Sequence[ModuleFacts]) -> Iterable[str]:
-    """Modules far above the median of those of their component, role and kind, by relative norm where it is known."""
+def _in_family(modules: Sequence[ModuleFacts], bounds: Thresholds) -> Iterator[tuple[ModuleFacts, float]]:
+    """Modules and how large they are beside the median of their component, role and kind, where that has enough.
+
+    By relative norm where it is known; modules that change nothing do not count for the median.
+    """
     families: dict[tuple[str, str, str], list[ModuleFacts]] = {}
     for module in modules:
         families.setdefault((module.component, module.role, module.adapter), []).append(module)
@@ -67,6 +71,5 @@ def _outliers(modules: Sequence[ModuleFacts]) -> Iterable[str]:
         known = [m for m in family if m.metric("relative_norm") > 0]
         name = "relative_norm" if len(known) == len(family) else "delta_norm"
         sizes = [size for m in family if math.isfinite(size := m.metric(name)) and size > 0]
-        if len(sizes) >= _BOUNDS.family:
-            bound = _BOUNDS.outlier_factor * statistics.median(sizes)
-            yield from (m.module for m in family if m.metric(name) > bound)
+        if len(sizes) >= bounds.family:
+            yield from ((m, m.metric(name) / statistics.median(sizes)) for m in family)

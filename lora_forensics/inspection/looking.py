@@ -24,6 +24,7 @@ from lora_forensics.metrics import METRICS
 from lora_forensics.moments import widened
 from lora_forensics.records import BaseReference, Checkpoint, Run
 from lora_forensics.remote import listed, place
+from lora_forensics.rules import Thresholds
 from lora_forensics.tensors import TENSOR_FILES, Tensors, open_tensors
 from lora_forensics.units import Unit, UnitResult, measure_unit
 from lora_forensics.values import read_object
@@ -44,6 +45,7 @@ def inspect_file(
     *,
     download: bool = False,
     spectra: bool = False,
+    thresholds: Thresholds | None = None,
 ) -> Inspection:
     """Everything that one checkpoint tells: its text, kinds, ranks, scales, norms, spectra, health.
 
@@ -53,6 +55,7 @@ def inspect_file(
         device: auto, cpu, cuda, cuda:N or mps.
         download: the base model may be fetched from the Hugging Face hub.
         spectra: all singular values, also of changes without a thin core.
+        thresholds: bounds of findings; those of a scan if left out.
 
     Raises:
         UsageError: no such file, or a folder with none or several in it.
@@ -79,6 +82,7 @@ def inspect_file(
     config = read_object(checkpoint.config) or {} if checkpoint.config else {}
     modules = _modules(result, checkpoint, file.metadata, frozen, {t.name: t for t in tensors})
     odd_base = check_hash(frozen, run.base) if frozen and run else None
+    damage = health(modules, tensors, thresholds or Thresholds())
     stat = checkpoint.path.stat()
     return Inspection(
         path=checkpoint.path,
@@ -96,7 +100,7 @@ def inspect_file(
         other_tensors=result.layouts[checkpoint.name].foreign,
         tensors=tensors,
         base=BaseFacts(frozen.path, tuple(map(str, frozen.paths))) if frozen else BaseFacts(problem=problem),
-        findings=(*health(modules, tensors), *([odd_base] if odd_base else []), *result.notices.findings()),
+        findings=(*damage, *([odd_base] if odd_base else []), *result.notices.findings()),
         metadata=file.metadata,
         config=config,
     )

@@ -87,7 +87,8 @@ class TerminalReport:
         page.row(label, text.plain(finding.message), label_style=finding.severity)
         fits = finding.severity != "info" and page.lines + page.room(finding.hint) <= end
         if self._verbose or fits:
-            page.row("", text.plain(finding.hint), style="quiet")
+            rule = f"({text.plain(finding.rule)})" if self._verbose else ""
+            page.row("", " ".join(filter(None, (text.plain(finding.hint), rule))), style="quiet")
 
     def _details(self, page: Page, verdict: Verdict) -> None:
         base = verdict.base_model

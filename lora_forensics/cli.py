@@ -17,7 +17,7 @@ import click
 from lora_forensics import __version__
 from lora_forensics.commands import average, check, compare, prune, rules, table
 from lora_forensics.commands.configured import chosen, configured, current, selecting
-from lora_forensics.commands.gating import REDACT, Gating, gating
+from lora_forensics.commands.gating import Gating, gating
 from lora_forensics.commands.parameters import FOLDER, HERE, PLACE
 from lora_forensics.errors import LoraForensicsError, UsageError
 
@@ -300,20 +300,31 @@ def probe(run: Path, evaluations: int, as_json: bool, verbose: bool, **settings:
 @click.option(
     "--report", "reports", multiple=True, help="Report to write (repeatable; those that are there if left out)."
 )
-@click.option("--redact", is_flag=True, help=REDACT)
+@gating
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json and nothing else.")
 @click.option("-v", "--verbose", is_flag=True, help="List every skipped file.")
 @selecting
 @configured
-def report(out: Path, reports: tuple[str, ...], redact: bool, as_json: bool, verbose: bool, **settings: Any) -> int:
+def report(
+    out: Path,
+    reports: tuple[str, ...],
+    fail_on: tuple[str, ...],
+    baseline: Path | None,
+    write_baseline: Path | None,
+    redact: bool,
+    as_json: bool,
+    verbose: bool,
+    **settings: Any,
+) -> int:
     """Render the reports of a scan again from its tables in OUT; needs neither torch nor the checkpoints.
 
     With --window, --detector, ... the verdicts are drawn anew. Example: lora-forensics report forensics
     """
     from lora_forensics.rules import Thresholds
-    from lora_forensics.scan import present, write_redacted
+    from lora_forensics.scan import Scan, present, write_redacted
     from lora_forensics.scan import report as run_report
 
+    asked = Gating.of(fail_on, baseline, write_baseline)
     source = click.get_current_context().get_parameter_source
     selection = chosen(settings)
     changed = any(source(name) is not click.core.ParameterSource.DEFAULT for name in settings)
@@ -321,13 +332,20 @@ def report(out: Path, reports: tuple[str, ...], redact: bool, as_json: bool, ver
     if redact:
         _refuse_pages(reports)
     names = _report_names(reports) or present(out)
-    summary, lost = run_report(out, names, options, selection)
+    summary, lost = run_report(out, names, options, selection, asked.gate)
+    told = list(asked.settle(summary))
+    failed = tuple((entry.path.relative_to(out).as_posix(), entry.reason) for entry in lost)
+    done = Scan(summary, 0, 0, failed, selection)
     if redact:
-        summary, lost = write_redacted(summary, names, plots=True), []
-    _print_report("json" if as_json else "terminal", summary, verbose=verbose)
-    for entry in lost:
-        _complain(f"{entry.path}: {entry.reason}")
-    return EXIT_SOME if lost else 0
+        write_redacted(summary, names, plots=True)
+        told, done = [], done.redacted()
+    _print_report("json" if as_json else "terminal", done.summary, verbose=verbose)
+    for line in told:
+        _complain(line)
+    code, reason = done.outcome()
+    if reason:
+        _complain(reason)
+    return code
 
 
 @main.command()

@@ -101,3 +101,32 @@ def test_a_damaged_baseline_is_bad_usage(text: str, tmp_path: Path) -> None:
         read_baseline(file)
     with pytest.raises(UsageError, match="there is no baseline"):
         read_baseline(tmp_path / "none.json")
+
+
+def test_a_report_decides_as_its_scan_does(runs: Path, tmp_path: Path) -> None:
+    """`report OUT` takes the same options: where the checkpoints are no more, a pipeline can still fail."""
+    file, out = tmp_path / "baseline.json", tmp_path / "out"
+    said(call("scan", runs, "--out", out, *QUICK, "--report", "junit"), 0)
+    shutil.rmtree(runs)
+    said(call("report", out), 0)
+    said(call("report", out, "--fail-on", "last-is-past"), 1, "a: last-is-past")
+    assert 'failures="2"' in (out / "junit.xml").read_text("utf-8")
+    said(call("report", out, "--fail-on", "last-is-past", "--ignore", "last-is-past"), 0)
+    said(call("report", out, "--fail-on", "no-such-rule"), 2, "no-such-rule")
+    said(call("report", out, "--write-baseline", file), 0, "findings accepted in")
+    said(call("report", out, "--baseline", file), 0)
+    assert 'failures="0"' in (out / "junit.xml").read_text("utf-8")
+    assert "skipped" in (out / "junit.xml").read_text("utf-8")
+    redacted = call("report", out, "--fail-on", "last-is-past", "--redact")
+    assert redacted.exit_code == 1
+    assert "a: last-is-past" not in redacted.stderr
+
+
+def test_what_is_lost_is_told_once(runs: Path, tmp_path: Path) -> None:
+    """A run without its tables is named at each report, and is not added to the summary again and again."""
+    out = tmp_path / "out"
+    call("scan", runs, "--out", out, *QUICK)
+    (out / "b" / "layers.parquet").unlink()
+    for _ in range(2):
+        said(call("report", out, "--fail-on", "info"), 3, "1 of 2 runs .* b: its tables are missing")
+        assert len(json.loads((out / "summary.json").read_text("utf-8"))["skipped"]) == 2  # and the base model

@@ -641,3 +641,51 @@ def test_what_is_no_size_is_bad_usage(text: str) -> None:
     with pytest.raises(UsageError, match="is no size") as caught:
         parse_size(text)
     assert "500MB" in caught.value.hint
+
+
+def test_names_with_signs_of_patterns_are_names(tmp_path: Path) -> None:
+    """Brackets, stars and braces in a run's name: its tables are found again by every command."""
+    name = "style [v2] {a,b} #1 100%" if os.name == "nt" else "style [v2]*? {a,b} #1 100%"
+    project(tmp_path / "runs", [name, "b"], losses=LOSSES)
+    out = tmp_path / "o[u]t"
+    assert "measured 24" in call("scan", tmp_path / "runs", "--out", out, "--no-plots").stdout
+    assert "nothing new: 24 known before" in call("scan", tmp_path / "runs", "--out", out, "--no-plots").stdout
+    for command in (("report", out), ("compare", out), ("table", out, "layers", "--columns", "run")):
+        result = call(*command)
+        assert (result.exit_code, result.stderr) == (0, ""), result.output
+        assert "style" in result.stdout
+
+
+@POSIX
+def test_nothing_of_a_name_reaches_the_terminal(tmp_path: Path) -> None:
+    """Terminal codes, direction marks and ends of lines in names of runs and files, through every command."""
+    evil = "evil\x1b[31m\x1b]0;title\x07\u202e\nname"
+    runs, out = project(tmp_path / "runs", [evil, "b"], losses=LOSSES), tmp_path / f"out{evil}"
+    file = runs / evil / "checkpoint-50" / "adapter_model.safetensors"
+    damaged = runs / f"damaged{evil}.safetensors"
+    damaged.write_bytes(b"")
+    quick = ("--out", out, "--no-plots")
+    for arguments in (
+        ("scan", runs, *quick, "-v", "--write-baseline", tmp_path / f"{evil}.json"),
+        ("scan", runs, *quick, "--fail-on", "warning", "--baseline", damaged),
+        ("scan", runs, *quick, "--base", damaged),
+        ("scan", tmp_path / evil),
+        ("runs", runs, "-v"),
+        ("pick", runs / f"{evil}x", "--out", out),
+        ("inspect", file, "-v"),
+        ("inspect", file, damaged),
+        ("inspect", file, "--keys"),
+        ("check", file, damaged),
+        ("report", out, "--report", evil),
+        ("report", out, "-v"),
+        ("compare", out, "-v"),
+        ("average", runs / evil, "--out", out, "--force"),
+        ("average", runs / evil, "--out", out),
+        ("prune", runs / evil, "--out", out),
+        ("table", out, "runs"),
+        ("table", out, evil),
+        (evil,),
+    ):
+        result = call(*arguments)
+        assert result.exit_code in (0, 1, 2, 3), result.output
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", result.output), result.output

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs bash")
 
 @pytest.fixture(scope="module")
 def runner(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh environment into which the action's own step installed the tool; the libraries are those that are here."""
+    """A fresh environment into which the action's own step installed the tool; the libraries are those of this one."""
     folder = tmp_path_factory.mktemp("runner")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "env"], check=True)
     (site,) = (folder / "env").rglob("site-packages")

@@ -100,9 +100,9 @@ class Redaction:
 
     def text(self, sentence: str) -> str:
         """A sentence without names, paths and quotations."""
-        known = ((self._whole, PATH), (_QUOTED, TEXT), (_ADDRESS, PATH), (_PLACE, PATH), (_FILE, FILE))
-        known += ((_MACHINE, NAME), (_SECRET, NAME))
-        for pattern, instead in (*known, (self._names, NAME)):
+        places = ((self._whole, PATH), (_QUOTED, TEXT), (_ADDRESS, PATH), (_PLACE, PATH), (_FILE, FILE))
+        names = ((_MACHINE, NAME), (_SECRET, NAME), (self._names, NAME))
+        for pattern, instead in (*places, *names):
             sentence = pattern.sub(instead, sentence)
         return sentence
 

@@ -12,10 +12,12 @@ import sys
 import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from cli_runs import base_model, checkpoint, project
+from schemas import problems, stored_schemas
 from test_cli import LOSSES, REPOSITORY, call
 
 ACTION = yaml.safe_load((REPOSITORY / "action.yml").read_text("utf-8"))
@@ -24,6 +26,12 @@ BASH = ["bash", "--noprofile", "--norc", "-eo", "pipefail"]
 """How the runner calls `shell: bash`."""
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs bash")
+
+
+@pytest.fixture(scope="module")
+def schemas() -> dict[str, Any]:
+    """JSON schemas by their address."""
+    return stored_schemas()
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +86,21 @@ def test_no_input_is_read_by_the_shell() -> None:
         assert "${{" not in entry["run"]
         assert entry["shell"] == "bash"
     assert set(ACTION["outputs"]) == {"keep", "status", "report"}
+
+
+def test_the_action_and_the_examples_are_valid(schemas: dict[str, Any]) -> None:
+    """By the schemas of those who read them: GitHub's actions and workflows, GitLab's pipelines, pre-commit."""
+    store = "https://json.schemastore.org"
+    gitlab = "https://gitlab.com/gitlab-org/gitlab/-/raw/master/app/assets/javascripts/editor/schema/ci.json"
+    page = (REPOSITORY / "docs" / "ci.md").read_text("utf-8")
+    workflow, pipeline, commit = map(yaml.safe_load, re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
+    assert problems(schemas[f"{store}/github-action.json"], ACTION) == []
+    assert problems(schemas[f"{store}/github-workflow.json"], {"on": "push", **workflow}) == []
+    assert problems(schemas[gitlab], pipeline) == []
+    assert problems(schemas[f"{store}/pre-commit-config.json"], commit) == []
+    (step,) = [entry for entry in workflow["jobs"]["checkpoints"]["steps"] if "OWNER" in entry.get("uses", "")]
+    assert set(step["with"]) <= set(ACTION["inputs"])
+    assert set(re.findall(r"outputs\.(\w+)", str(workflow))) <= set(ACTION["outputs"])
 
 
 def test_the_action_answers(tmp_path: Path, runner: Path) -> None:

@@ -460,6 +460,63 @@ def test_a_panic_below_python_exits_with_70_too(scanned: tuple[Path, Path, Resul
     Path(re.search(r"\S+\.log", result.stderr)[0]).unlink()  # type: ignore[index]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        ("scan runs --out out -q --no-plots", 0),
+        ("scan runs --out out -q --no-plots --fail-on last-is-past", 1),
+        ("scan runs --out out -q --no-plots --fail-on warning --ignore last-is-past --ignore larger-than-weight", 0),
+        ("scan runs --out out -q --no-plots --fail-on no-such-rule", 2),
+        ("scan cut --out out -q --no-plots --strict --fail-on info", 2),
+        ("scan cut --out out -q --no-plots", 0),
+        ("scan mixed --out out -q --no-plots --fail-on info", 3),
+        ("scan nowhere", 2),
+        ("pick runs/run --out out", 0),
+        ("pick cut/short --out out", 1),
+        ("check cut/run/checkpoint-70/adapter_model.safetensors", 1),
+        ("check nowhere", 2),
+        ("scan bug", 70),
+        ("scan interrupt", 130),
+    ],
+)
+def test_every_exit_code_of_a_process(small: Path, tmp_path: Path, arguments: str, code: int) -> None:
+    """The contract's table, by processes as a pipeline starts them; none shows a traceback."""
+    folder = tmp_path / "here"
+    shutil.copytree(small, folder)
+    done = shell(*arguments.split(), cwd=folder, path=[str(folder / "hooks")])
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert bool(done.stderr) == (code != 0) or code == 1
+    for log in re.findall(r"report it with (\S+\.log)", done.stderr):
+        Path(log).unlink()
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs that end in each way, and a module that makes a scan of `bug` or `interrupt` raise. Read only."""
+    folder = tmp_path_factory.mktemp("small")
+    for name in ("runs", "cut", "mixed"):
+        project(folder / name, losses=LOSSES)
+    path = folder / "cut" / "run" / "checkpoint-70" / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    peft_run(folder / "cut" / "short", count=2, base="../base.safetensors")
+    peft_run(folder / "mixed" / "lost", base="../missing.safetensors")
+    for name in ("bug", "interrupt", "hooks"):
+        (folder / name).mkdir()
+    (folder / "hooks" / "sitecustomize.py").write_text(
+        "import os\n"
+        "listed = os.scandir\n"
+        "def scandir(path='.'):\n"
+        "    name = os.path.basename(os.fspath(path))\n"
+        "    if name == 'bug': raise RuntimeError('boom')\n"
+        "    if name == 'interrupt': raise KeyboardInterrupt\n"
+        "    return listed(path)\n"
+        "os.scandir = scandir\n",
+        "utf-8",
+    )
+    return folder
+
+
 def test_an_interrupt_is_no_bug(scanned: tuple[Path, Path, Result], monkeypatch: Any) -> None:
     """Ctrl-C says that files are whole and how to go on."""
 

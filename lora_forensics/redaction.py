@@ -11,7 +11,7 @@ import getpass
 import hashlib
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
@@ -37,8 +37,13 @@ _FILE = re.compile(
     r"|png|jpe?g|webp|py|sh|md|caption)(?!\w)",
     re.IGNORECASE,
 )
-_QUOTED = re.compile(r"(?<!\w)'[^']*'(?!\w)|\"[^\"]*\"|`[^`]*`|“[^”]*”")
-_ADDRESS = re.compile(r"\b\w[\w+.-]*://\S+|[\w.+-]+@[\w.-]+\.\w+|\\\\[^\s'\"]+|\b[A-Za-z]:[\\/][^\s'\"]*")
+_QUOTED = re.compile(
+    r"(?<!\w)'.*?'(?!\w)|\"(?:\\.|[^\"\\])*\"|`[^`]*`|“[^”]*”|‘.*?’(?!\w)|„[^“”]*[“”]|«[^»]*»|「[^」]*」|『[^』]*』",
+    re.DOTALL,
+)
+_ADDRESS = re.compile(r"\b\w[\w+.-]*://\S+|[\w.+-]+@[\w.-]*\w|\\\\[^\s'\"]+|\b[A-Za-z]:[\\/][^\s'\"]*")
+_MACHINE = re.compile(r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?::\d+)?(?![\w.])|\b[\w-]+(?:\.[\w-]+)+:\d{2,5}\b")
+_SECRET = re.compile(r"\b(?:hf_|sk-|gh[oprsu]_|AKIA)[\w-]{8,}|\b[0-9a-fA-F]{32,}\b")
 _PART = r"[^\s'\"()=,;:<>/\\]"
 _PLACE = re.compile(rf"(?<![\w<-])(?!docs/)(?!\d+/\d+(?!\S))(?:~|\.{{1,2}}|(?!-){_PART}+)?(?:[/\\]{_PART}+)+[/\\]?")
 _NUMBERED = re.compile(r"(?:[-_](?:step|epoch|e|s)?\d+)+$|^(?:checkpoint|step|epoch)?[-_]?\d+$", re.IGNORECASE)
@@ -65,11 +70,11 @@ def label(kind: str, name: str) -> str:
 
 
 class Redaction:
-    """Knows the names of a summary, and takes them out of what it is given."""
+    """Knows the names of a summary, and of further `places`, and takes them out of what it is given."""
 
-    def __init__(self, summary: Summary) -> None:
+    def __init__(self, summary: Summary, places: Iterable[str] = ()) -> None:
         self._checkpoints: dict[str, str] = {}
-        places: list[str] = [str(summary.folder)] if summary.folder else []
+        places = [*places, *([str(summary.folder)] if summary.folder else ())]
         for verdict in summary.runs:
             self._learn(verdict)
             places += [verdict.run, verdict.path or "", verdict.base_model.path or ""]
@@ -101,8 +106,9 @@ class Redaction:
 
     def text(self, sentence: str) -> str:
         """A sentence without names, paths and quotations."""
-        known = ((self._whole, PATH), (_QUOTED, TEXT), (_ADDRESS, PATH), (_PLACE, PATH), (_FILE, FILE))
-        for pattern, instead in (*known, (self._names, NAME)):
+        places = ((self._whole, PATH), (_QUOTED, TEXT), (_ADDRESS, PATH), (_PLACE, PATH), (_FILE, FILE))
+        names = ((_MACHINE, NAME), (_SECRET, NAME), (self._names, NAME))
+        for pattern, instead in (*places, *names):
             sentence = pattern.sub(instead, sentence)
         return sentence
 

@@ -225,7 +225,11 @@ def load_summary(out: Path) -> Summary:
 
 
 def report(
-    out: Path, reports: Sequence[str], options: AssessOptions | None = None, selection: Selection | None = None
+    out: Path,
+    reports: Sequence[str],
+    options: AssessOptions | None = None,
+    selection: Selection | None = None,
+    gate: Gate | None = None,
 ) -> tuple[Summary, list[Skipped]]:
     """Render plots and reports of a scan again, from its tables; with `options`, after a new assessment.
 
@@ -253,9 +257,11 @@ def report(
             verdicts.append(assessment.verdict)
     if lost and len(lost) == len(verdicts):
         raise SeriesError(f"{lost[0].path} holds no layers.parquet", "scan again")
-    skipped = (*summary.skipped, *lost)
-    findings = tuple(file_findings(summary.skipped))
-    summary = replace(summary, runs=tuple(verdicts), skipped=skipped, findings=findings, ignored=0)
+    known_files = [entry for entry in summary.skipped if entry not in lost]  # the last report said it, too
+    skipped = (*known_files, *lost)
+    findings = tuple(file_findings(known_files))
+    gate = gate or Gate()
+    summary = replace(summary, runs=tuple(verdicts), skipped=skipped, findings=findings, ignored=0, gate=gate)
     summary = (selection or Selection()).applied(summary)
     write_reports(summary, reports)
     return summary, lost

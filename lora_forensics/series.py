@@ -256,7 +256,7 @@ def read_table(path: Path) -> pl.DataFrame:
         version = read_notes(path).get("lora_forensics.schema", "0")
         if int(version) > SCHEMA:
             raise SeriesError(f"{path} has schema {version}, newer than {SCHEMA}", "upgrade lora-forensics")
-        return pl.read_parquet(local(path), memory_map=False, glob=False)
+        return pl.read_parquet(local(path), memory_map=False, glob=False)  # names may hold brackets
     except _UNREADABLE as error:
         raise SeriesError(f"{path}: no readable Parquet file: {error}", "run `lora-forensics scan --rescan`") from error
 

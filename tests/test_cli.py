@@ -461,6 +461,63 @@ def test_a_panic_below_python_exits_with_70_too(scanned: tuple[Path, Path, Resul
     Path(re.search(r"\S+\.log", result.stderr)[0]).unlink()  # type: ignore[index]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        ("scan runs --out out -q --no-plots", 0),
+        ("scan runs --out out -q --no-plots --fail-on last-is-past", 1),
+        ("scan runs --out out -q --no-plots --fail-on warning --ignore last-is-past --ignore larger-than-weight", 0),
+        ("scan runs --out out -q --no-plots --fail-on no-such-rule", 2),
+        ("scan cut --out out -q --no-plots --strict --fail-on info", 2),
+        ("scan cut --out out -q --no-plots", 0),
+        ("scan mixed --out out -q --no-plots --fail-on info", 3),
+        ("scan nowhere", 2),
+        ("pick runs/run --out out", 0),
+        ("pick cut/short --out out", 1),
+        ("check cut/run/checkpoint-70/adapter_model.safetensors", 1),
+        ("check nowhere", 2),
+        ("scan bug", 70),
+        ("scan interrupt", 130),
+    ],
+)
+def test_every_exit_code_of_a_process(small: Path, tmp_path: Path, arguments: str, code: int) -> None:
+    """The contract's table, by processes as a pipeline starts them; none shows a traceback."""
+    folder = tmp_path / "here"
+    shutil.copytree(small, folder)
+    done = shell(*arguments.split(), cwd=folder, path=[str(folder / "hooks")])
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert bool(done.stderr) == (code != 0) or code == 1
+    for log in re.findall(r"report it with (\S+\.log)", done.stderr):
+        Path(log).unlink()
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs that end in each way, and a module that makes a scan of `bug` or `interrupt` raise. Read only."""
+    folder = tmp_path_factory.mktemp("small")
+    for name in ("runs", "cut", "mixed"):
+        project(folder / name, losses=LOSSES)
+    path = folder / "cut" / "run" / "checkpoint-70" / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    peft_run(folder / "cut" / "short", count=2, base="../base.safetensors")
+    peft_run(folder / "mixed" / "lost", base="../missing.safetensors")
+    for name in ("bug", "interrupt", "hooks"):
+        (folder / name).mkdir()
+    (folder / "hooks" / "sitecustomize.py").write_text(
+        "import os\n"
+        "listed = os.scandir\n"
+        "def scandir(path='.'):\n"
+        "    name = os.path.basename(os.fspath(path))\n"
+        "    if name == 'bug': raise RuntimeError('boom')\n"
+        "    if name == 'interrupt': raise KeyboardInterrupt\n"
+        "    return listed(path)\n"
+        "os.scandir = scandir\n",
+        "utf-8",
+    )
+    return folder
+
+
 def test_an_interrupt_is_no_bug(scanned: tuple[Path, Path, Result], monkeypatch: Any) -> None:
     """Ctrl-C says that files are whole and how to go on."""
 
@@ -642,3 +699,51 @@ def test_what_is_no_size_is_bad_usage(text: str) -> None:
     with pytest.raises(UsageError, match="is no size") as caught:
         parse_size(text)
     assert "500MB" in caught.value.hint
+
+
+def test_names_with_signs_of_patterns_are_names(tmp_path: Path) -> None:
+    """Brackets, stars and braces in a run's name: its tables are found again by every command."""
+    name = "style [v2] {a,b} #1 100%" if os.name == "nt" else "style [v2]*? {a,b} #1 100%"
+    project(tmp_path / "runs", [name, "b"], losses=LOSSES)
+    out = tmp_path / "o[u]t"
+    assert "measured 24" in call("scan", tmp_path / "runs", "--out", out, "--no-plots").stdout
+    assert "nothing new: 24 known before" in call("scan", tmp_path / "runs", "--out", out, "--no-plots").stdout
+    for command in (("report", out), ("compare", out), ("table", out, "layers", "--columns", "run")):
+        result = call(*command)
+        assert (result.exit_code, result.stderr) == (0, ""), result.output
+        assert "style" in result.stdout
+
+
+@POSIX
+def test_nothing_of_a_name_reaches_the_terminal(tmp_path: Path) -> None:
+    """Terminal codes, direction marks and ends of lines in names of runs and files, through every command."""
+    evil = "evil\x1b[31m\x1b]0;title\x07\u202e\nname"
+    runs, out = project(tmp_path / "runs", [evil, "b"], losses=LOSSES), tmp_path / f"out{evil}"
+    file = runs / evil / "checkpoint-50" / "adapter_model.safetensors"
+    damaged = runs / f"damaged{evil}.safetensors"
+    damaged.write_bytes(b"")
+    quick = ("--out", out, "--no-plots")
+    for arguments in (
+        ("scan", runs, *quick, "-v", "--write-baseline", tmp_path / f"{evil}.json"),
+        ("scan", runs, *quick, "--fail-on", "warning", "--baseline", damaged),
+        ("scan", runs, *quick, "--base", damaged),
+        ("scan", tmp_path / evil),
+        ("runs", runs, "-v"),
+        ("pick", runs / f"{evil}x", "--out", out),
+        ("inspect", file, "-v"),
+        ("inspect", file, damaged),
+        ("inspect", file, "--keys"),
+        ("check", file, damaged),
+        ("report", out, "--report", evil),
+        ("report", out, "-v"),
+        ("compare", out, "-v"),
+        ("average", runs / evil, "--out", out, "--force"),
+        ("average", runs / evil, "--out", out),
+        ("prune", runs / evil, "--out", out),
+        ("table", out, "runs"),
+        ("table", out, evil),
+        (evil,),
+    ):
+        result = call(*arguments)
+        assert result.exit_code in (0, 1, 2, 3), result.output
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", result.output), result.output

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_runs import checkpoint, project
+from cli_runs import checkpoint, peft_run, project
 from safetensors.torch import load_file, save_file
 from test_cli import LOSSES, call, said
 
@@ -68,10 +68,15 @@ def test_a_baseline_accepts_today_and_fails_on_what_is_new(runs: Path, tmp_path:
 def test_a_baseline_holds_no_path(runs: Path, tmp_path: Path) -> None:
     """It is made to be committed: names of runs relative to RUNS, nothing of this machine; the same bytes each time."""
     file = tmp_path / "baseline.json"
+    saved = runs / "a" / "checkpoint-70" / "adapter_model.safetensors"
+    saved.write_bytes(saved.read_bytes()[:-9])
+    (runs / "loose.safetensors").write_bytes(b"")
+    peft_run(runs / "lost", base="/home/janedoe/gone/base.safetensors")
     call("scan", runs, "--out", tmp_path / "out", *QUICK, "--write-baseline", file)
     first = file.read_bytes()
-    assert str(tmp_path) not in first.decode()
-    assert {entry["run"] for entry in json.loads(first)["findings"]} == {"a", "b"}
+    for place in (str(tmp_path), tmp_path.name, "janedoe", "loose"):
+        assert place not in first.decode()
+    assert {entry["run"] for entry in json.loads(first)["findings"]} == {"", "a", "b", "lost"}
     call("scan", runs, "--out", tmp_path / "other", *QUICK, "--write-baseline", file)
     assert file.read_bytes() == first
 
@@ -101,3 +106,32 @@ def test_a_damaged_baseline_is_bad_usage(text: str, tmp_path: Path) -> None:
         read_baseline(file)
     with pytest.raises(UsageError, match="there is no baseline"):
         read_baseline(tmp_path / "none.json")
+
+
+def test_a_report_decides_as_its_scan_does(runs: Path, tmp_path: Path) -> None:
+    """`report OUT` takes the same options: where the checkpoints are no more, a pipeline can still fail."""
+    file, out = tmp_path / "baseline.json", tmp_path / "out"
+    said(call("scan", runs, "--out", out, *QUICK, "--report", "junit"), 0)
+    shutil.rmtree(runs)
+    said(call("report", out), 0)
+    said(call("report", out, "--fail-on", "last-is-past"), 1, "a: last-is-past")
+    assert 'failures="2"' in (out / "junit.xml").read_text("utf-8")
+    said(call("report", out, "--fail-on", "last-is-past", "--ignore", "last-is-past"), 0)
+    said(call("report", out, "--fail-on", "no-such-rule"), 2, "no-such-rule")
+    said(call("report", out, "--write-baseline", file), 0, "findings accepted in")
+    said(call("report", out, "--baseline", file), 0)
+    assert 'failures="0"' in (out / "junit.xml").read_text("utf-8")
+    assert "skipped" in (out / "junit.xml").read_text("utf-8")
+    redacted = call("report", out, "--fail-on", "last-is-past", "--redact")
+    assert redacted.exit_code == 1
+    assert "a: last-is-past" not in redacted.stderr
+
+
+def test_what_is_lost_is_told_once(runs: Path, tmp_path: Path) -> None:
+    """A run without its tables is named at each report, and is not added to the summary again and again."""
+    out = tmp_path / "out"
+    call("scan", runs, "--out", out, *QUICK)
+    (out / "b" / "layers.parquet").unlink()
+    for _ in range(2):
+        said(call("report", out, "--fail-on", "info"), 3, "1 of 2 runs .* b: its tables are missing")
+        assert len(json.loads((out / "summary.json").read_text("utf-8"))["skipped"]) == 2  # and the base model

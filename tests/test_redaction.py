@@ -83,6 +83,17 @@ def test_nothing_planted_comes_out(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("the run's log and the trainer's", "the run's log and the trainer's"),
         ("write ann@example.org or https://x.org/?token=1", "write <path> or <path>"),
         ("x-step00000400.safetensors = y.pt", "<file> = <file>"),
+        ("'it's ann's dog' at step 4, 'x'", "'<text>' at step 4, '<text>'"),
+        (r'{"tag \"ann\"": 3}', "{'<text>': 3}"),
+        ("‘ann’ «ann» „ann“ “ann” 「ann」", " ".join(["'<text>'"] * 5)),
+        ("no room: ann@gpu-box; 10.0.0.17:6379 and gpu.corp.example:80", "no room: <path>; <name> and <name>"),
+        ("token=hf_abcdefghijklmnop was refused", "token=<name> was refused"),
+        ("key 0123456789abcdef0123456789abcdef", "key <name>"),
+        ("//nas/ann/x and smb:\\\\nas\\ann and file:///home/ann", "/<path> and smb:<path> and <path>"),
+        (
+            "versions 2.13.0 and 1.2:3, lora_unet_down_blocks_0_attn1",
+            "versions 2.13.0 and 1.2:3, lora_unet_down_blocks_0_attn1",
+        ),
         (
             "set --save_every_n_steps (or --save_last_n_steps/_epochs)",
             "set --save_every_n_steps (or --save_last_n_steps/_epochs)",
@@ -144,3 +155,23 @@ def test_pages_are_redacted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "checkpoint-50" not in shared
     assert "step-50.safetensors" in shared
     assert f'href="./{label("run", "hush_v2")}/report.html"' in (out / "redacted" / "index.html").read_text("utf-8")
+
+
+def test_errors_without_a_report_are_redacted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that ends early says nothing that its report would not; without --redact it says where."""
+    runs = tmp_path / "janedoe" / "hush hush"
+    peft_run(runs / "one", base="../none.safetensors")
+    out = tmp_path / "janedoe" / "out"
+    for command in (
+        ("scan", runs.parent / "missing", "--out", out),
+        ("scan", runs, "--out", runs),
+        ("scan", runs, "--out", out, "--base", runs / "private base.safetensors"),
+        ("report", runs),
+        ("compare", runs),
+        ("scan", runs, "--out", out, "--baseline", runs / "none.json"),
+    ):
+        for secret in ("janedoe", "hush", "private"):
+            result = call(*command, "--redact")
+            assert result.exit_code == 2
+            assert secret not in result.output
+        assert "janedoe" in call(*command).output

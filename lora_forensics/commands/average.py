@@ -95,4 +95,4 @@ def _text(done: Average, verbose: bool) -> str:
         lines.append(f"  the mean has rank {done.full_rank}: --rank full saves it whole")
     if verbose:
         lines += [f"    {number(error, 2):>8}  {plain(name)}" for name, error in errors.items()]
-    return "\n".join([*lines, f"wrote {done.path}"]) + "\n"
+    return "\n".join([*lines, f"wrote {plain(done.path)}"]) + "\n"

@@ -11,7 +11,6 @@ import click
 from lora_forensics.commands.configured import configured, selecting
 from lora_forensics.commands.gating import Gating, gating
 from lora_forensics.commands.parameters import PLACE
-from lora_forensics.commands.printing import complain, print_report
 from lora_forensics.commands.scanning import assessing, measuring, scan_options
 
 
@@ -55,20 +54,9 @@ def scan(
     with console_progress(enabled=not (quiet or as_json or redact)) as progress:
         options = scan_options(settings, reports, progress, plots=not no_plots)
         done = run_scan(runs, replace(options, redact=redact, gate=asked.gate))
-    told = list(asked.settle(done.summary))
-    for line in () if redact else told:
-        complain(line)
-    if redact:
-        done = done.redacted()
-    if as_json:
-        print_report("json", done.summary)
-    elif not quiet:
-        print_report("terminal", done.summary, verbose=verbose)
-        click.echo(_what_was_measured(done.new, done.known))
-    code, reason = done.outcome(strict)
-    if reason:
-        complain(reason)
-    return code
+    printed = "json" if as_json else "" if quiet else "terminal"
+    after = _what_was_measured(done.new, done.known) if printed == "terminal" else ""
+    return asked.end(done, printed, redact, verbose, after, strict)
 
 
 def _what_was_measured(new: int, known: int) -> str:

@@ -14,24 +14,24 @@ from lora_forensics.records import Summary, Verdict
 from lora_forensics.reports import text
 
 _COMMANDS = {"error": "error", "warning": "warning", "info": "notice"}
-_ORDER = tuple(_COMMANDS)
+"""Severity to command, the worst first."""
 
 
 class GitHubReport:
-    """A line a finding, the worst first since GitHub shows ten of a sort, and one for each verdict."""
+    """A line a finding and one for each verdict; the worst first, notes last, since GitHub shows ten of a sort."""
 
     filename: str | None = "annotations.txt"
 
     def render(self, summary: Summary) -> str:
         """The lines."""
-        open_ = [entry for entry in marked(summary) if not accepted(entry[3], summary.gate)]
-        open_.sort(key=lambda entry: _ORDER.index(entry[2].severity) if entry[2].severity in _ORDER else 0)
-        lines = []
-        for run, path, finding, _ in open_:
-            name, title = _COMMANDS.get(finding.severity, "warning"), f"{finding.rule}{': ' if run else ''}{run}"
-            lines.append(_command(name, title, finding.message, finding.hint, _file(path)))
-        lines += [*_skipped(summary), *map(_verdict, summary.runs)]
-        return "\n".join([*lines, _command("notice", "lora-forensics", text.totals(summary))]) + "\n"
+        lines: dict[str, list[str]] = {name: [] for name in _COMMANDS.values()}
+        lines["notice"] = [_command("notice", "lora-forensics", text.totals(summary)), *map(_verdict, summary.runs)]
+        for run, path, finding, fingerprint in marked(summary):
+            if not accepted(fingerprint, summary.gate):
+                name, title = _COMMANDS.get(finding.severity, "warning"), f"{finding.rule}{': ' if run else ''}{run}"
+                lines[name].append(_command(name, title, finding.message, finding.hint, _file(path)))
+        lines["warning"] += _skipped(summary)
+        return "\n".join(line for name in lines for line in lines[name]) + "\n"
 
 
 def _verdict(verdict: Verdict) -> str:

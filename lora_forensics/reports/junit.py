@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,7 @@ class JUnitReport:
         if alone := _findings("", summary.findings, summary) + _skipped(summary.skipped):
             document.add_testsuite(_closed("files of no run", alone))
         document.update_statistics()
+        del document._elem.attrib["skipped"]  # not of the root in the schemas of Jenkins; the suites have it
         written: bytes = document.tostring()
         return written.decode("utf-8").rstrip() + "\n"
 
@@ -56,38 +58,41 @@ def _suite(verdict: Verdict, summary: Summary) -> TestSuite:
 
 def _findings(run: str, findings: Iterable[Finding], summary: Summary) -> list[TestCase]:
     cases = []
+    times: Counter[str] = Counter()
     for finding, fingerprint in fingerprints(run, findings, summary.gate):
-        case = _case(finding.rule, text.plain(run) or ".", f"{finding.severity}: {finding.message}")
+        times[finding.rule] += 1  # servers know a case by its name: two of one name are one
+        name = f"{finding.rule} {times[finding.rule]}" if times[finding.rule] > 1 else finding.rule
+        result = None
         if accepted(fingerprint, summary.gate):
-            case.result = [_result("Skipped", "accepted by the baseline")]
+            result = _result("Skipped", "accepted by the baseline")
         elif counts(finding, summary.gate.fail_on or _UNSAID):
-            case.result = [_result("Failure", finding.message, finding.severity, finding.hint)]
-        cases.append(case)
+            result = _result("Failure", finding.message, finding.severity, finding.hint)
+        cases.append(_case(name, text.plain(run) or ".", f"{finding.severity}: {finding.message}", result))
     return cases
 
 
 def _verdict(verdict: Verdict, name: str) -> TestCase:
     kept = f"{text.plain(verdict.keep.checkpoint)}: " if verdict.keep else ""
     status = text.STATUS.get(verdict.status, text.plain(verdict.status))
-    case = _case("verdict", name, f"{kept}{text.why(verdict)}\n{status}: {text.headline(verdict)}")
-    if verdict.status == "no_base_model":
-        case.result = [_result("Error", text.headline(verdict), verdict.status)]
-    return case
+    lost = verdict.status == "no_base_model"
+    result = _result("Error", text.headline(verdict), verdict.status) if lost else None
+    return _case("verdict", name, f"{kept}{text.why(verdict)}\n{status}: {text.headline(verdict)}", result)
 
 
 def _skipped(skipped: Iterable[Skipped]) -> list[TestCase]:
-    cases = []
-    for entry in skipped:
-        if not entry.expected:
-            cases.append(_case(entry.path.as_posix(), "skipped files"))
-            cases[-1].result = [_result("Skipped", entry.reason)]
-    return cases
+    return [
+        _case(entry.path.as_posix(), "skipped files", result=_result("Skipped", entry.reason))
+        for entry in skipped
+        if not entry.expected
+    ]
 
 
-def _case(name: str, suite: str, said: str = "") -> TestCase:
+def _case(name: str, suite: str, said: str = "", result: Any = None) -> TestCase:
     from junitparser import TestCase
 
     case = TestCase(text.plain(name), suite, 0)
+    if result is not None:
+        case.result = [result]
     if said:
         case.system_out = "\n".join(map(text.plain, said.splitlines()))
     return case

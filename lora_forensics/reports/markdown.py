@@ -14,6 +14,9 @@ from lora_forensics.reports import text
 _LISTED = 50
 """Skipped files that are listed for one run before the rest is only counted."""
 
+_MOST = 900_000
+"""Bytes of tables and sections: GitHub shows nothing of a job summary above 1 MiB."""
+
 PICTURES = (
     ("similarity.png", "cosine similarity and CS-Fluctuation over the steps"),
     ("modules.png", "cosine of each module over the steps"),
@@ -34,10 +37,20 @@ class MarkdownReport:
         """The document."""
         lines = ["# Which checkpoint to keep", "", f"{text.totals(summary)}.", ""]
         lines += _table(summary)
-        for verdict in summary.runs:
-            lines += _section(verdict, summary.folder)
+        left = _MOST - _size(lines)
+        for place, verdict in enumerate(summary.runs):
+            section = _section(verdict, summary.folder)
+            left -= _size(section)
+            if left < 0:
+                lines += [f"{text.count(len(summary.runs) - place, 'more run')}: no room here; see summary.json", ""]
+                break
+            lines += section
         lines += _skipped(summary.skipped, ["## Skipped", ""])
         return "\n".join(lines).rstrip() + "\n"
+
+
+def _size(lines: Sequence[str]) -> int:
+    return sum(len(line.encode("utf-8", "replace")) + 1 for line in lines)
 
 
 def prose(data: object) -> str:

@@ -11,6 +11,7 @@ from lora_forensics.gate import accepted, marked
 from lora_forensics.records import Finding, Gate, Summary, Verdict
 from lora_forensics.reports import text
 from lora_forensics.reports.json import to_json
+from lora_forensics.reports.markdown import prose
 from lora_forensics.rules import RULES
 
 _SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
@@ -20,7 +21,8 @@ _LEVELS = {"error": "error", "warning": "warning", "info": "note"}
 class SarifReport:
     """One result a finding, in the folder of its run; skipped files are notifications, verdicts are properties.
 
-    Folders below the working directory, in CI the checkout, are given relative to it.
+    Folders below the working directory, in CI the checkout, are given relative to it. Every result has a place with a
+    line and a scheme that a checkout may have: code scanning refuses a whole file for one result without.
     """
 
     filename: str | None = "results.sarif"
@@ -47,11 +49,12 @@ def _rule(rule: str) -> dict[str, Any]:
     known = RULES.get(rule)
     if known is None:
         return {"id": text.plain(rule), "shortDescription": {"text": "a finding of another version"}}
+    more = f"`lora-forensics rules {rule}` says more."
     return {
         "id": rule,
         "shortDescription": {"text": text.plain(known.about)},
         "fullDescription": {"text": text.plain(known.why)},
-        "help": {"text": f"{text.plain(known.fix)} `lora-forensics rules {rule}` says more."},
+        "help": {"text": f"{text.plain(known.fix)} {more}", "markdown": f"{prose(known.fix)} {more}"},
         "defaultConfiguration": {"level": _LEVELS[known.severity]},
     }
 
@@ -65,8 +68,9 @@ def _result(
         "ruleIndex": rules.index(finding.rule),
         "level": _LEVELS.get(finding.severity, "warning"),
         "message": {"text": ". ".join(_message(part) for part in parts if part)},
-        "locations": _locations(path, "/"),
-        "partialFingerprints": {"loraForensicsFinding/v1": fingerprint},
+        "locations": [_location(path, run, "/")],
+        # code scanning reads this one name and no other
+        "partialFingerprints": {"primaryLocationLineHash": fingerprint},
     }
     if accepted(fingerprint, gate):
         result["suppressions"] = [{"kind": "external", "justification": "accepted by the baseline"}]
@@ -80,7 +84,7 @@ def _notifications(summary: Summary) -> Iterator[dict[str, Any]]:
         yield {
             "level": "warning",
             "message": {"text": _message(f"skipped: {entry.reason or 'no reason given'}")},
-            "locations": _locations(entry.path.as_posix()),
+            "locations": [_location(entry.path.as_posix(), entry.path.name)],
         }
 
 
@@ -90,16 +94,16 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
     return {**{name: text.plain(value) for name, value in said.items()}, "keep": keep}
 
 
-def _locations(path: str | None, end: str = "") -> list[dict[str, Any]]:
-    if path is None:
-        return []
-    return [{"physicalLocation": {"artifactLocation": {"uri": uri(path, Path.cwd()) + end}}}]
+def _location(path: str | None, name: str, end: str = "") -> dict[str, Any]:
+    """Where a thing lies; its name where that is not said, or is no file of this machine."""
+    known = name or "lora-forensics" if path is None or "://" in path else path
+    place = uri(known, Path.cwd()) + end
+    base = {} if place.startswith("file:") else {"uriBaseId": "%SRCROOT%"}
+    return {"physicalLocation": {"artifactLocation": {"uri": place, **base}, "region": {"startLine": 1}}}
 
 
 def uri(path: str, root: PurePath) -> str:
-    """A path as a URI: relative to `root` where it lies below, else absolute; URLs stay."""
-    if "://" in path:
-        return quote(path, safe="/:", errors="surrogateescape")
+    """A path as a URI: relative to `root` where it lies below, else absolute."""
     place = type(root)(path)
     if place.is_relative_to(root):
         place = place.relative_to(root)

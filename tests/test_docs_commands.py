@@ -100,6 +100,7 @@ def test_the_commands_of_a_page_work(
     shown = commands(PAGES[page].read_text("utf-8"))
     if not shown[0].startswith(("lora-forensics scan", "lora-forensics runs")) and "forensics" in " ".join(shown):
         run("lora-forensics scan runs --no-plots -q", workplace)
+        run("lora-forensics scan sample_runs/digits_kohya --out other/forensics --no-plots -q", workplace)
     for command in shown:
         run(command, workplace, environment)
 

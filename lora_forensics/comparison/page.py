@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import polars as pl
 
+from lora_forensics import __version__
 from lora_forensics.comparison.charts import DASHES, LOOKS, course_chart
 from lora_forensics.comparison.comparable import alike
 from lora_forensics.comparison.text import letters
@@ -18,7 +19,7 @@ from lora_forensics.comparison.values import ALIGN, MEASURES, Compared, Comparis
 from lora_forensics.errors import UsageError
 from lora_forensics.reports.html import HtmlReport
 from lora_forensics.reports.html.data import rounded
-from lora_forensics.reports.html.page import data_block, document, esc, version
+from lora_forensics.reports.html.page import data_block, document, esc
 from lora_forensics.reports.html.parts import THEME, Markup, findings, skipped, table
 from lora_forensics.reports.text import RESTS_ON, STATUS, count, number, plain
 from lora_forensics.series import write_text
@@ -55,7 +56,7 @@ which was not shown to beat the middle checkpoint. Runs stand as they were named
 {_findings(found, names)}
 <section><h2>Not compared</h2>{skipped(found.left_out) if found.left_out else "<p>Nothing was left out.</p>"}</section>
 </main>
-<footer>Made by lora-forensics {esc(version())} from the tables of scans.
+<footer>Made by lora-forensics {__version__} from the tables of scans.
 It opens without a network and asks nothing of one.</footer>"""
     if not measures:
         return document("Runs side by side", body)

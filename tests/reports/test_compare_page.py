@@ -327,3 +327,14 @@ def test_first_screen_fits(browser: Any, page: Path) -> None:
     for place in (".answer section:last-of-type li", "#runs tbody tr:last-child"):
         box = browser.find_element("css selector", place).rect
         assert box["y"] + box["height"] <= 720, place
+
+
+def test_charts_keep_their_words(browser: Any, page: Path) -> None:
+    """A screen reader hears what each chart is, not what Vega calls its parts."""
+    visit(browser, page)
+    nodes = browser.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+    told = [(n["role"]["value"], n.get("name", {}).get("value")) for n in nodes if not n["ignored"] and "role" in n]
+    assert "graphics-document" not in {role for role, _ in told}
+    labels = [chart.get_attribute("aria-label") for chart in browser.find_elements("css selector", ".chart")]
+    assert len(labels) > 3
+    assert labels == [name for role, name in told if role == "image"]

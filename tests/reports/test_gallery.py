@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 from click.testing import CliRunner
 from reports.pages import chromium, visit
+from sweeps import sweep
 from wholes import REPOSITORY
 
 from lora_forensics.cli import main
@@ -26,13 +27,14 @@ TEXT, DIGITS = "text_peft/output", "digits_kohya/output/digit-lora"
 
 
 class Shot(NamedTuple):
-    """What a window shows of a page, from its top or from a heading on."""
+    """What a window shows of a page, from its top or from a heading on, after a click on what a selector finds."""
 
     page: str
     heading: str = ""
     dark: bool = False
     width: int = 1280
     height: int = 720
+    clicks: str = ""
 
 
 SHOTS = {
@@ -42,6 +44,10 @@ SHOTS = {
     "report_samples.png": Shot(f"{DIGITS}/report.html", "Samples of the trainer", height=860),
     "report_phone.png": Shot(f"{DIGITS}/report.html", dark=True, width=390, height=844),
     "report_index.png": Shot("index.html", height=560),
+    "compare.png": Shot("comparison.html"),
+    "compare_courses.png": Shot(
+        "comparison.html", "Courses", height=1000, clicks="[value=dose], [data-run='0'], [data-run='4'], [data-run='8']"
+    ),
 }
 FIGURES = {
     "text_peft.png": f"{TEXT}/plots/similarity.png",
@@ -54,18 +60,28 @@ FIGURES = {
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A scan of the sample runs under the names that a person has who follows the README."""
+    """A scan of the sample runs as the README has it, and a sweep side by side."""
     folder = tmp_path_factory.mktemp("gallery")
     (folder / "sample_runs").symlink_to(REPOSITORY / "sample_runs", target_is_directory=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        result = CliRunner().invoke(main, ["scan", "sample_runs", "--report", "html"])
-    assert result.exit_code == 0, result.output
+        call("scan", "sample_runs", "--report", "html")
+        call("scan", str(sweep(folder / "sweep")), "--out", "compared", "--no-plots", "--report", "html")
+        call("compare", "compared", "--html", "forensics/comparison.html")
     return folder / "forensics"
+
+
+def call(*arguments: str) -> None:
+    """A command that must work."""
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
 
 
 def taken(page: Any, shot: Shot) -> bytes:
     """The picture as PNG."""
+    if shot.clicks:
+        page.execute_script("document.querySelectorAll(arguments[0]).forEach((one) => one.click())", shot.clicks)
+        page.execute_async_script("setTimeout(arguments[0], 500)")
     if shot.heading:
         script = """const all = [...document.querySelectorAll("h2")];
             const top = all.find((heading) => heading.textContent === arguments[0]).getBoundingClientRect().top;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import PurePath
 from typing import Any
 
 from lora_forensics.plots.page import layer_interval, null_band, window_sweep
@@ -80,9 +81,18 @@ def _rows(verdict: Verdict) -> Iterator[tuple[str, str]]:
         yield "last checkpoint", esc(text.last(verdict))
     base = verdict.base_model
     if base.total:
-        where = f", <code>{esc(base.path)}</code>" if base.path else ""
+        where = f", <code>{esc(_beside(base.path, verdict.path))}</code>" if base.path else ""
         found = esc(f"{base.matched} of {text.count(base.total, 'module')} have a base weight")
         yield "base model", f"{found}{where}"
+
+
+def _beside(path: str, run: str | None) -> str:
+    """A path from the run's folder where that is short; the whole one stands under how it was measured."""
+    place, home = PurePath(path), PurePath(run or "")
+    for up, folder in enumerate(list(home.parents)[:2] if home.is_absolute() else (), start=1):
+        if place.is_relative_to(folder) and len(folder.parts) > 1:
+            return PurePath(*[".."] * up, place.relative_to(folder)).as_posix()
+    return path
 
 
 def _why(verdict: Verdict) -> str:

@@ -115,16 +115,9 @@
     if (!element) return null;
     const ends = { picked: state.picked, hover: first - 10 * room, low: state.low, high: state.high, near: state.near, ink: state.ink };
     const params = spec.params.map((param) => ({ ...param, value: ends[param.name] }));
-    // Vega names and describes the element that it draws in: one inside, so that ours keeps its words
-    const inside = element.firstElementChild || element.appendChild(document.createElement("div"));
-    const made = await vegaEmbed(inside, { ...spec, params, datasets: options.data }, {
-      actions: false, ast: true, defaultStyle: false, renderer: options.renderer || "svg",
-      tooltip: options.tooltip ? tooltip : false, patch: [], logLevel: 1,
+    const view = await drawInside(element, { ...spec, params }, options.data, {
+      renderer: options.renderer || "svg", tooltip: options.tooltip ? tooltip : false,
     });
-    inside.querySelectorAll("[role]").forEach((part) => part.removeAttribute("role"));
-    for (const name of ["role", "aria-label", "aria-roledescription"]) inside.removeAttribute(name);
-    inside.setAttribute("aria-hidden", "true");
-    const view = made.view;
     const old = views.get(name);
     views.set(name, view);
     if (old) old.finalize();

@@ -192,12 +192,8 @@
       const element = document.getElementById(`chart-${chart.name}`);
       data.set(chart.name, rowsOf(chart.name));
       const params = chart.spec.params.map((param) => ({ ...param, value: param.name === "lit" ? [] : param.value }));
-      const made = await vegaEmbed(element, { ...chart.spec, params, datasets: { table: structuredClone(data.get(chart.name)) } }, {
-        actions: false, ast: true, defaultStyle: false, renderer: "svg", tooltip: false, patch: [], logLevel: 1,
-      });
-      element.querySelectorAll("[role]").forEach((part) => part.removeAttribute("role"));
-      element.querySelectorAll("svg").forEach((part) => part.setAttribute("aria-hidden", "true"));
-      views.set(chart.name, made.view);
+      const table = structuredClone(data.get(chart.name));
+      views.set(chart.name, await drawInside(element, { ...chart.spec, params }, { table }));
       listen(chart, element);
     }
     await align(state.align);

@@ -8,7 +8,7 @@ import hashlib
 import html
 import json
 import re
-from importlib import metadata, resources
+from importlib import resources
 from typing import Any
 
 from lora_forensics.reports.json import to_json
@@ -30,7 +30,7 @@ def data_block(name: str, document: dict[str, Any]) -> str:
 def document(title: str, body: str, charts: bool = False, data: str = "", own: str = "") -> str:
     """A whole page: `body` and `data` are markup already; `charts` embeds Vega; `own`: other script, more style."""
     style = _file("page.css") + (_file(f"{own}.css") if own else "")
-    scripts = [_vega(), _file(f"{own or 'charts'}.js")] if charts else []
+    scripts = [_vega(), "\n".join((_file("embed.js"), _file(f"{own or 'charts'}.js")))] if charts else []
     scripts.append(_file("page.js"))
     policy = "; ".join(
         (
@@ -50,14 +50,6 @@ def document(title: str, body: str, charts: bool = False, data: str = "", own: s
         '<meta name="referrer" content="no-referrer">\n<link rel="icon" href="data:,">\n'
         f"<title>{esc(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n{body}\n{data}\n{blocks}</body>\n</html>\n"
     )
-
-
-def version() -> str:
-    """Of this package, where it is installed."""
-    try:
-        return metadata.version("lora-forensics")
-    except metadata.PackageNotFoundError:
-        return ""
 
 
 def _hash(text: str) -> str:

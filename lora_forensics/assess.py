@@ -55,6 +55,7 @@ from lora_forensics.triage import (
     few_findings,
     file_findings,
     module_findings,
+    outliers,
     step_findings,
     storage_findings,
 )
@@ -137,7 +138,8 @@ def assess(
     course = course_of(similarity.scope, places, scoped)
     told = _with_course(series, course, similarity.scope, places)
     keep, evidence = _keep(places, _by_weights(similarity.scope, places, status, options), turning, broken)
-    candidates = _candidates(keep, turning, places, similarity.scope, broken)
+    far = outliers(everything, broken, options.thresholds)
+    candidates = _candidates(keep, turning, places, similarity.scope, broken, far)
     answer = _answer(probed, whole, broken, notes.step_unit)
     if answer is not None:
         keep, evidence = _probed_keep(answer, whole), evidence | {"probe": answer.evidence}
@@ -352,7 +354,12 @@ def _saved_step(places: pl.DataFrame, turning: TurningPoint) -> int:
 
 
 def _candidates(
-    keep: Keep | None, turning: TurningPoint | None, places: pl.DataFrame, scope: pl.DataFrame, broken: list[int]
+    keep: Keep | None,
+    turning: TurningPoint | None,
+    places: pl.DataFrame,
+    scope: pl.DataFrame,
+    broken: list[int],
+    far: list[str],
 ) -> tuple[Candidate, ...]:
     """Checkpoints worth comparing on samples that were not trained on: whole files only, each once."""
     found: dict[str, Candidate] = {}
@@ -367,6 +374,9 @@ def _candidates(
     if len(places) > 1:
         half = _kept_step(half_of_path, scope, places)
         add(half, "half of the way")
+        rest = scope.filter(~pl.col("module").is_in(far))
+        if far and not rest.is_empty():  # one module that explodes is most of the way
+            add(_kept_step(half_of_path, rest, places), "half of the way without outliers")
         if turning is not None:
             add(_saved_step(places, turning), "second valley")
         if half is not None:

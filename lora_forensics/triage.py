@@ -59,28 +59,18 @@ def few_findings(status: Status, message: str, notes: RunNotes, count: int) -> l
 
 def module_findings(layers: pl.DataFrame, broken: Sequence[int], bounds: Thresholds, unit: str) -> list[Finding]:
     """Modules that stand out at the last whole checkpoint: dead, far above their family, larger than their weight."""
-    whole = layers.filter(~pl.col("step").is_in(list(broken)))
-    if whole.is_empty() or "delta_norm" not in whole.columns:
+    last = _in_families(layers, broken)
+    if last.is_empty():
         return []
-    step = int(whole["step"].max())  # type: ignore[arg-type] # the table has rows
-    last = whole.filter(pl.col("step") == step)
-    last = last.with_columns(_known(last, "relative_norm"), pl.col("delta_norm").fill_nan(None))
-    family = ["component", "role", "adapter"]
-    relative = pl.col("relative_norm").gt(0).fill_null(value=False).all().over(family)
-    size = pl.when(relative).then("relative_norm").otherwise("delta_norm")
-    usual = pl.when(pl.col("size") > 0).then("size")
-    last = last.with_columns(size=size)
-    last = last.with_columns(median=usual.median().over(family), members=usual.count().over(family))
-    enough = pl.col("members") >= bounds.family
     still = pl.col("delta_norm") == 0
-    low = enough & (pl.col("size") * bounds.dead_factor < pl.col("median"))
-    where = f"at {unit} {step}"
+    low = (pl.col("members") >= bounds.family) & (pl.col("size") * bounds.dead_factor < pl.col("median"))
+    where = f"at {unit} {last['step'][0]}"
     found = []
     dead = last.filter(still | low)["module"].to_list()
     if dead and not last.select(still.all()).item():
         message = f"{len(dead)} of {len(last)} modules change nothing or next to it {where}: {some(dead)}"
         found.append(Finding("dead-modules", "warning", message, hint_of("dead-modules")))
-    far = last.filter(enough & (pl.col("size") > bounds.outlier_factor * pl.col("median")))["module"].to_list()
+    far = _outliers(last, bounds)
     if far:
         message = f"{len(far)} of {len(last)} modules change more than {bounds.outlier_factor:g} times the median of "
         found.append(
@@ -97,6 +87,30 @@ def module_findings(layers: pl.DataFrame, broken: Sequence[int], bounds: Thresho
         message = f"{len(large)} of {len(last)} changes are {than} the weight below {where}: {some(large)}"
         found.append(Finding("larger-than-weight", "warning", message, hint_of("larger-than-weight")))
     return found
+
+
+def outliers(layers: pl.DataFrame, broken: Sequence[int], bounds: Thresholds) -> list[str]:
+    """Modules that `outlier-modules` names."""
+    return _outliers(_in_families(layers, broken), bounds)
+
+
+def _outliers(last: pl.DataFrame, bounds: Thresholds) -> list[str]:
+    far = (pl.col("members") >= bounds.family) & (pl.col("size") > bounds.outlier_factor * pl.col("median"))
+    return [] if last.is_empty() else last.filter(far)["module"].to_list()
+
+
+def _in_families(layers: pl.DataFrame, broken: Sequence[int]) -> pl.DataFrame:
+    """The last whole checkpoint: how large each change is, and how large those of its sort are; empty if not known."""
+    whole = layers.filter(~pl.col("step").is_in(list(broken)))
+    if whole.is_empty() or "delta_norm" not in whole.columns:
+        return whole.clear()
+    last = whole.filter(pl.col("step") == pl.col("step").max())
+    last = last.with_columns(_known(last, "relative_norm"), pl.col("delta_norm").fill_nan(None))
+    family = ["component", "role", "adapter"]
+    relative = pl.col("relative_norm").gt(0).fill_null(value=False).all().over(family)
+    usual = pl.when(pl.col("size") > 0).then("size")
+    last = last.with_columns(size=pl.when(relative).then("relative_norm").otherwise("delta_norm"))
+    return last.with_columns(median=usual.median().over(family), members=usual.count().over(family))
 
 
 def storage_findings(layers: pl.DataFrame, places: pl.DataFrame, bounds: Thresholds, unit: str) -> list[Finding]:

@@ -563,6 +563,24 @@ def test_thresholds_move_the_bounds() -> None:
     assert "outlier-modules" in {f.rule for f in of_tables(layers, options=strict)}
 
 
+def test_half_of_the_way_is_also_told_without_outliers() -> None:
+    """A module that explodes late is most of the way: the checkpoint that the others name is a candidate."""
+    names = ["a", "b", "c", "d", "e"]
+    layers = layers_of({name: wavy(20) for name in names}, component="unet", role="q", adapter="lora")
+    steps = sorted(set(layers["step"].to_list()))
+    late = (pl.col("module") == "a") & (pl.col("step") >= steps[-3])
+    layers = layers.with_columns(
+        delta_norm=pl.when(late).then(1000.0).otherwise(1.0), step_size=pl.when(late).then(500.0).otherwise(0.1)
+    )
+    verdict = assess(layers).verdict
+    whys = {candidate.why: candidate.step for candidate in verdict.candidates}
+    assert verdict.keep is not None
+    assert verdict.keep.step == whys["half of the way"] >= steps[-4]
+    assert whys["half of the way without outliers"] in steps[4:7]  # most of the way is to the first
+    calm = assess(layers.filter(pl.col("module") != "a")).verdict
+    assert "half of the way without outliers" not in {candidate.why for candidate in calm.candidates}
+
+
 def test_rules_are_listed_and_explained() -> None:
     """By severity; one by its id; as JSON; what does not exist is bad usage."""
     listed = call("rules").stdout

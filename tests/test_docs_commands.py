@@ -33,9 +33,19 @@ def commands(text: str) -> list[str]:
     return [re.split(r"\s+#|\s+>\s", line)[0].strip() for line in SHOWN.findall(text)]
 
 
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scans of both runs and of one, made once."""
+    folder = tmp_path_factory.mktemp("scans")
+    run(f"lora-forensics scan {REPOSITORY}/sample_runs --no-plots -q", folder)
+    run(f"lora-forensics scan {REPOSITORY}/sample_runs/digits_kohya --out other/forensics --no-plots -q", folder)
+    return folder
+
+
 @pytest.fixture
-def workplace(tmp_path: Path) -> Path:
-    """A folder with what the pages speak of: runs, a scan of them, a base, samples, a scorer."""
+def workplace(tmp_path: Path, scans: Path) -> Path:
+    """A folder with what the pages speak of: runs, scans of them, samples, a scorer."""
+    shutil.copytree(scans, tmp_path, dirs_exist_ok=True)
     (tmp_path / "sample_runs").symlink_to(REPOSITORY / "sample_runs", target_is_directory=True)
     for name in ("runs", "RUN"):
         (tmp_path / name).symlink_to(SAMPLE, target_is_directory=True)
@@ -92,15 +102,10 @@ def prepare(workplace: Path) -> Iterator[Callable[[str], dict[str, str]]]:
 
 
 @pytest.mark.parametrize("page", [name for name, path in PAGES.items() if commands(path.read_text("utf-8"))])
-def test_the_commands_of_a_page_work(
-    page: str, workplace: Path, prepare: Callable[[str], dict[str, str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_commands_of_a_page_work(page: str, workplace: Path, prepare: Callable[[str], dict[str, str]]) -> None:
     """In their order, from the words on the page."""
     environment = prepare(page)
     shown = commands(PAGES[page].read_text("utf-8"))
-    if not shown[0].startswith(("lora-forensics scan", "lora-forensics runs")) and "forensics" in " ".join(shown):
-        run("lora-forensics scan runs --no-plots -q", workplace)
-        run("lora-forensics scan sample_runs/digits_kohya --out other/forensics --no-plots -q", workplace)
     for command in shown:
         run(command, workplace, environment)
 
@@ -122,8 +127,6 @@ def test_the_example_of_every_command_works(name: str, workplace: Path) -> None:
     """The one in its help text."""
     (example,) = re.findall(r"Example: (lora-forensics .*)", main.commands[name].help)  # type: ignore[attr-defined]
     assert example.split()[1] == name
-    if name in ("report", "table", "compare", "average", "prune"):
-        run("lora-forensics scan sample_runs --no-plots -q", workplace)
     if name == "prune":  # the samples may have been checked out a moment ago
         example += " --min-age 0"
     assert run(example, workplace).returncode == 0

@@ -13,6 +13,7 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("--checkpoints", type=int, default=20)
     parser.add_argument("--engine", action="append", help="serial, processes, ray; repeatable")
     parser.add_argument("--plots", action="store_true", help="draw figures, too")
+    parser.add_argument("--pages", action="store_true", help="also render HTML pages of all runs")
     given = parser.parse_args()
     found: dict[str, dict[str, float]] = {}
     runs = given.folder / "runs"
@@ -61,6 +63,10 @@ def main() -> None:
     for name, query in QUERIES.items():
         code = f"import polars as pl; out = {str(out)!r}; print({query}.collect().shape)"
         step(found, name, [sys.executable, "-c", code])
+    if given.pages:
+        step(found, "the same again, with pages", [*scan, "--report", "html"])
+        size = sum(page.stat().st_size for page in out.rglob("*.html"))
+        print(f"  {size / 1e6:.0f} MB of pages, {(out / 'index.html').stat().st_size / 1e6:.2f} MB of them the index")
     (given.folder / "fleet.json").write_text(json.dumps(found, indent=1))
 
 
@@ -81,12 +87,11 @@ def step(
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     started = time.monotonic()
     process = subprocess.Popen([str(part) for part in command], env=environment, stdout=subprocess.DEVNULL)
+    killer = threading.Timer(kill_after or 0, process.kill)
     if kill_after is not None:
-        try:
-            process.wait(kill_after)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        killer.start()
     _, _, usage = os.wait4(process.pid, 0)
+    killer.cancel()
     wall = time.monotonic() - started
     taken = {"seconds": wall, "processor_seconds": usage.ru_utime + usage.ru_stime, "megabytes": usage.ru_maxrss / 1024}
     found[name] = taken

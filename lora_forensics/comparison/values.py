@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import median_low
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from lora_forensics.records import SCHEMA, Skipped, Verdict
@@ -112,14 +113,13 @@ class Comparison:
 
     def at(self, run: Compared, measure: str, place: float) -> float | None:
         """The value at the checkpoint that lies nearest to a place on the axis; None where none lies near."""
-        known = run.course.filter(pl.col(self.align).is_not_null() & pl.col(measure).is_finite())
-        if known.is_empty():
+        axis, values = (run.course[name].to_numpy() for name in (self.align, measure))  # NaN where unknown
+        away = np.where(np.isfinite(values), np.abs(axis - place), np.nan)
+        if np.isnan(away).all():
             return None
-        nearest = known.sort((pl.col(self.align) - place).abs()).row(0, named=True)
-        cadence = run.course[self.align].drop_nulls().sort().diff().median()
-        away = abs(nearest[self.align] - place)
-        far = away > cadence if isinstance(cadence, float) else away > 1e-9 * max(1.0, abs(place))
-        return None if far else float(nearest[measure])
+        nearest, gaps = np.nanargmin(away), np.diff(np.sort(axis[np.isfinite(axis)]))
+        far = away[nearest] > (np.median(gaps) if gaps.size else 1e-9 * max(1.0, abs(place)))
+        return None if far else float(values[nearest])
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON-ready form."""

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from lora_forensics.plots.lines import LOG_FROM
 from lora_forensics.records import SCHEMA, Skipped, Verdict
 
 ALIGN = ("step", "epoch", "dose")
@@ -27,8 +28,6 @@ MEASURES = {
 }
 """Column that may be compared along the axis, to what it is."""
 
-_LOG_FROM = 100.0
-"""Ratio of largest to smallest value from which a logarithmic scale is easier to read."""
 _PLACES = 6
 """Places along the axis at which the table shows all runs."""
 
@@ -155,4 +154,4 @@ class Comparison:
 def logarithmic(measure: str, runs: Sequence[Compared]) -> bool:
     """Whether a measure's values are positive and span so much that a linear scale would show the largest run alone."""
     values = [value for run in runs for value in run.course[measure].drop_nulls()]
-    return bool(values) and min(values) > 0 and max(values) >= _LOG_FROM * min(values)
+    return bool(values) and min(values) > 0 and max(values) >= LOG_FROM * min(values)

@@ -39,7 +39,9 @@ def notes(runs: Sequence[Compared]) -> dict[str, str]:
         own = _having(runs, measure)
         if len(own) > 1:
             found = _unlike(own, (*_TASK, *_DATA))
-            said[measure] = f"not comparable between runs (different {', '.join(found)}){instead}" if found else otherwise
+            said[measure] = (
+                f"not comparable between runs (different {', '.join(found)}){instead}" if found else otherwise
+            )
     return said
 
 

@@ -64,8 +64,10 @@ def stray_end(layers: pl.DataFrame, cuts: list[int]) -> int | None:
     gaps, last = np.diff(steps), steps[-1]
     if gaps[-1] > _LONG * np.median(gaps[:-1]):  # time enough for A to turn by training
         return None
-    turned = layers.filter(pl.col("step") == last)["down_rotation"].fill_nan(None).drop_nulls()
-    return last if len(turned) and float((turned > REDRAWN).sum()) >= MOST * len(turned) else None
+    turned = pl.col("down_rotation").fill_nan(None) > REDRAWN
+    other = _column(layers, "rotation").fill_nan(None).fill_null(1.0) > FELL  # else the same change, factored anew
+    share = layers.filter(pl.col("step") == last).select(pl.when(turned.is_not_null()).then(turned & other).mean())
+    return last if (share.item() or 0.0) >= MOST else None
 
 
 def stray_findings(step: int | None, places: pl.DataFrame, unit: str) -> list[Finding]:

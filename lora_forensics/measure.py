@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 DEFAULT_MEMORY = 1 << 30
 """Bytes of checkpoints that a worker works on at once."""
 
+_NUMBERS = 2
+"""Raised when a column comes to mean something else: tables of before are measured again, or findings would lack."""
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 64 << 20, 8 << 30
 """Bytes of checkpoints below which a run is not cut for more workers, since each block reads the base again; and above
 which it is cut for one, so that a scan that is killed loses minutes at most."""
@@ -342,7 +344,7 @@ def _key(run: Run, frozen: BaseModel | None, options: MeasureOptions) -> str:
     first = run.checkpoints[0].fingerprint if run.checkpoints else ""
     columns = ",".join(column.name for column in LAYER_COLUMNS)
     base = frozen.fingerprint if frozen else ""
-    text = f"{SCHEMA}|{columns}|{','.join(KINDS)}|{base}|{first}{'|spectra' if options.spectra else ''}"
+    text = f"{SCHEMA}|{_NUMBERS}|{columns}|{','.join(KINDS)}|{base}|{first}{'|spectra' if options.spectra else ''}"
     text += "".join(f"|{name}" for name in options.analyses)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -31,6 +31,7 @@ from lora_forensics.store import (
     assessment_key,
     check_writable,
     load_measured,
+    load_names,
     name_in,
     reserve,
     save_assessment,
@@ -81,7 +82,7 @@ class Scan:
         verdicts = self.summary.runs
         skipped = (*self.summary.skipped, *(s for v in verdicts for s in v.skipped))
         damaged = [s for s in skipped if not s.expected and self.selection.keeps_file(s)]
-        runs = len(verdicts) + sum(failure not in {v.run for v in verdicts} for failure, _ in self.failed)
+        runs = len({v.run for v in verdicts} | {name for name, _ in self.failed})
         reasons = "; ".join(f"{name}: {reason}" for name, reason in self.failed[:3])
         unmeasured = f"{len(self.failed)} of {count(runs, 'run')} could not be measured: {reasons}"
         if len(self.failed) == runs:
@@ -217,7 +218,8 @@ def load_summary(out: Path) -> Summary:
         verdicts = tuple(Verdict.from_dict(entry) for entry in document["runs"])
         findings = tuple(map(Finding.from_dict, document.get("findings", ())))
         ignored = document.get("ignored", 0)
-        return Summary(verdicts, skipped, document["versions"], out, findings=findings, ignored=ignored)
+        gate = Gate(names=load_names(out))
+        return Summary(verdicts, skipped, document["versions"], out, gate, findings, ignored)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"damaged ({error})"
         hint = "give the folder that a scan wrote with --out"
@@ -260,7 +262,7 @@ def report(
     known_files = [entry for entry in summary.skipped if entry not in lost]  # the last report said it, too
     skipped = (*known_files, *lost)
     findings = tuple(file_findings(known_files))
-    gate = gate or Gate()
+    gate = replace(gate or Gate(), names=summary.gate.names)
     summary = replace(summary, runs=tuple(verdicts), skipped=skipped, findings=findings, ignored=0, gate=gate)
     summary = (selection or Selection()).applied(summary)
     write_reports(summary, reports)
@@ -290,7 +292,7 @@ def write_reports(summary: Summary, names: Iterable[str]) -> None:
         if isinstance(rendered, PagedReport):
             for place, page in rendered.pages(summary):
                 write_text(summary.folder / place, page)
-    save_runs(summary.folder, summary.runs)
+    save_runs(summary.folder, summary.runs, summary.gate.names)
 
 
 def write_redacted(summary: Summary, names: Iterable[str], plots: bool) -> Summary:
@@ -322,7 +324,8 @@ def _plot(folder: Path, stored: Measured, verdict: Verdict, to: Path) -> None:
 def _gate(options: ScanOptions, runs: Sequence[tuple[Run, Path]], found: Sequence[tuple[Run, Path]]) -> Gate:
     """The gate, with the names that runs have wherever OUT lies and however often they were moved."""
     times = Counter(run.name for run, _ in found)
-    names = {run.name: own.name for (run, _), (own, _) in zip(runs, found, strict=True) if times[own.name] == 1}
+    pairs = ((run.name, own.name) for (run, _), (own, _) in zip(runs, found, strict=True))
+    names = {name: own for name, own in pairs if name != own and times[own] == 1}
     return replace(options.gate, names=names)
 
 

@@ -44,6 +44,8 @@ PRUNED = "pruned.json"
 """File in a run's folder: what `prune` deleted of it."""
 _KEY = "lora_forensics.assessment"
 """Key in the metadata of series.parquet: what the assessment was made from."""
+_NAMES = "lora_forensics.names"
+"""Key in the metadata of runs.parquet: runs by the names that a baseline knows them by."""
 _PLOTS = tuple(f"{name}.{kind}" for name in ("similarity", "modules", "decomposition") for kind in ("png", "svg"))
 
 
@@ -172,10 +174,19 @@ def logged(folder: Path) -> list[dict[str, Any]]:
     return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
 
 
-def save_runs(out: Path, verdicts: Iterable[Verdict]) -> None:
-    """Write runs.parquet."""
+def save_runs(out: Path, verdicts: Iterable[Verdict], names: Mapping[str, str]) -> None:
+    """Write runs.parquet; `names` are those of `Gate`."""
     table = pl.DataFrame([_row(verdict) for verdict in verdicts], schema=schema(RUN_COLUMNS))
-    write_table(table, out / "runs.parquet", RUN_COLUMNS)
+    write_table(table, out / "runs.parquet", RUN_COLUMNS, {_NAMES: json.dumps(names)})
+
+
+def load_names(out: Path) -> dict[str, str]:
+    """The names that `save_runs` was given."""
+    try:
+        found = json.loads(read_notes(out / "runs.parquet").get(_NAMES, "{}"))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _owner(folder: Path, own: str) -> str:

@@ -59,6 +59,7 @@ def test_a_baseline_accepts_today_and_fails_on_what_is_new(runs: Path, tmp_path:
     said(call("scan", tmp_path / "moved", "--out", tmp_path / "new", *QUICK, "--baseline", file), 0)
     result = call("scan", tmp_path / "moved", "--out", out, *QUICK, "--baseline", file)
     said(result, 0)  # though OUT knows the runs of the old place under these names
+    said(call("report", out, "--baseline", file), 0)
     spoil(tmp_path / "moved" / "b" / "checkpoint-30" / "adapter_model.safetensors")
     said(call("scan", tmp_path / "moved", "--out", out, *QUICK, "--baseline", file), 1, "b.*: nonfinite")
     said(call("scan", tmp_path / "moved", "--out", out, *QUICK, "--baseline", file, "--write-baseline", file), 0)

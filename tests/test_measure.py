@@ -247,8 +247,8 @@ def measured_modules(run: Run) -> int:
         return sum(key.endswith(".lora_up.weight") for key in file.keys())  # noqa: SIM118 - no mapping
 
 
-def test_a_second_scan_measures_only_what_is_new(tmp_path: Path) -> None:
-    """Known rows are reused; the result is that of measuring all."""
+def test_a_second_scan_measures_only_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Known rows are reused, unless a version measured in another way; the result is that of measuring all."""
     written = peft_run(tmp_path)
     run = discover(written.path)
     first = measure_run(replace(run, checkpoints=run.checkpoints[:-1]), written.base)
@@ -256,6 +256,8 @@ def test_a_second_scan_measures_only_what_is_new(tmp_path: Path) -> None:
     assert (first.new, second.new) == (11, 1)
     assert_frame_equal(second.layers, measure_run(run, written.base).layers)
     assert measure_run(run, written.base, known=second).new == 0
+    monkeypatch.setattr("lora_forensics.measure._NUMBERS", 1)
+    assert measure_run(run, written.base, known=second).new == 12
 
 
 def test_a_replaced_checkpoint_and_its_successor_are_measured_again(tmp_path: Path) -> None:

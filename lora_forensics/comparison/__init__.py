@@ -31,7 +31,6 @@ EVIDENCE = {
     "held_out_loss": "strong: measured on held-out data",
     "turning_point": "weak: weights alone, a random walk has valleys, too",
     "weights": "weak: weights alone, not shown to beat the middle checkpoint",
-    "prior": "none: a rule of thumb",
 }
 """What the answer rests on, to how far that goes (docs/method.md)."""
 

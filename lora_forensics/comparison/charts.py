@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lora_forensics.comparison.values import Compared, logarithmic
-from lora_forensics.reports.html.charts import Spec, chart
+from lora_forensics.reports.html.charts import Spec, chart, cursor
 
 DASHES = ((1, 0), (6, 3), (2, 2), (8, 2, 2, 2), (12, 4))
 LOOKS = tuple((f"var(--c{color})", dash) for dash in DASHES for color in range(6))
@@ -30,7 +30,7 @@ def course_chart(measure: str, runs: Sequence[Compared]) -> Spec:
     y["axis"] = {"format": ".2~e" if 0 < largest < 1e-3 else ".3~g"}
     if logarithmic(measure, runs):
         y |= {"scale": {"type": "log", "nice": False, "padding": 8}, "axis": {"format": "~e", "tickCount": 4}}
-    here: Spec = {"x": _along("x"), "y": y}
+    here: Spec = {"x": _along(), "y": y}
     shapes = list(range(len(DASHES)))
     look: Spec = {
         "color": {"field": "color", "type": "nominal", "scale": None},
@@ -47,7 +47,7 @@ def course_chart(measure: str, runs: Sequence[Compared]) -> Spec:
     fill: Spec = {"fill": {"field": "color", "type": "nominal", "scale": None}}
     named = "datum.name" if len(runs) <= _LETTERED else f"datum.name && {_LIT}"
     layers: list[Spec] = [
-        _cursor("picked", "var(--ink)", 7, 0.16),
+        cursor("picked", "var(--ink)", 7, 0.16, _along()),
         {"mark": {"type": "line", "strokeWidth": 1.4, "clip": True}, "encoding": {**here, **look, **faded}},
         {
             "transform": lit,
@@ -65,7 +65,7 @@ def course_chart(measure: str, runs: Sequence[Compared]) -> Spec:
             "mark": {"type": "text", "align": "left", "dx": 4, "fontSize": 11, "fontWeight": "bold", "clip": True},
             "encoding": {**here, **fill, **faded, "text": {"field": "name", "type": "nominal"}},
         },
-        _cursor("hover", "var(--quiet)"),
+        cursor("hover", "var(--quiet)", x=_along()),
     ]
     spec = chart(layers, 210)
     spec["params"].append({"name": "lit", "value": []})
@@ -85,17 +85,7 @@ def _mark(name: str, shape: str, encoding: Spec) -> Spec:
     }
 
 
-def _along(field: str) -> Spec:
+def _along() -> Spec:
     ends = {"domainMin": {"expr": "low"}, "domainMax": {"expr": "high"}, "zero": False, "nice": False}
     axis = {"tickCount": 6, "grid": False, "format": ".6~g"}
-    return {"field": field, "type": "quantitative", "title": None, "axis": axis, "scale": ends}
-
-
-def _cursor(name: str, color: str, width: float = 1, opacity: float = 1) -> Spec:
-    """Where the person or the pointer is."""
-    return {
-        "data": {"values": [{}]},
-        "transform": [{"calculate": name, "as": "x"}, {"filter": "datum.x >= low && datum.x <= high"}],
-        "mark": {"type": "rule", "color": color, "strokeWidth": width, "opacity": opacity, "clip": True},
-        "encoding": {"x": _along("x")},
-    }
+    return {"field": "x", "type": "quantitative", "title": None, "axis": axis, "scale": ends}

@@ -17,6 +17,14 @@ _CHANGES: dict[str, tuple[tuple[str, ...], str]] = {
     "mean_effective_rank": (("modules", "scope"), "means of other modules"),
 }
 """Measure to the settings that must be the same for its values to mean the same, and what holds where they are not."""
+_LOSSES = {
+    "held_out_loss": (
+        ": compare checkpoints of one run",
+        "comparable only if all runs held out the same data, which no file says",
+    ),
+    "train_loss": ("", "lower means fitted more closely, not better"),
+}
+"""Loss to what holds where task or data differ, and where nothing is known to."""
 _ABOUT = "about "
 
 
@@ -27,21 +35,13 @@ def notes(runs: Sequence[Compared]) -> dict[str, str]:
         own = _having(runs, measure)
         if len(own) > 1 and (found := _unlike(own, names)):
             said[measure] = f"different {', '.join(found)}: {instead}"
-    held, trained = _having(runs, "held_out_loss"), _having(runs, "train_loss")
-    if len(held) > 1:
-        found = _unlike(held, (*_TASK, *_DATA))
-        said["held_out_loss"] = (
-            f"not comparable between runs (different {', '.join(found)}): compare checkpoints of one run"
-            if found
-            else "comparable only if all runs held out the same data, which no file says"
-        )
-    if len(trained) > 1:
-        found = _unlike(trained, (*_TASK, *_DATA))
-        said["train_loss"] = (
-            f"not comparable between runs (different {', '.join(found)})"
-            if found
-            else "lower means fitted more closely, not better"
-        )
+    for measure, (instead, otherwise) in _LOSSES.items():
+        own = _having(runs, measure)
+        if len(own) > 1:
+            found = _unlike(own, (*_TASK, *_DATA))
+            said[measure] = (
+                f"not comparable between runs (different {', '.join(found)}){instead}" if found else otherwise
+            )
     return said
 
 

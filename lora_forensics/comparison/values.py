@@ -8,8 +8,10 @@ from pathlib import Path
 from statistics import median_low
 from typing import Any
 
+import numpy as np
 import polars as pl
 
+from lora_forensics.plots.lines import LOG_FROM
 from lora_forensics.records import SCHEMA, Skipped, Verdict
 
 ALIGN = ("step", "epoch", "dose")
@@ -26,8 +28,6 @@ MEASURES = {
 }
 """Column that may be compared along the axis, to what it is."""
 
-_LOG_FROM = 100.0
-"""Ratio of largest to smallest value from which a logarithmic scale is easier to read."""
 _PLACES = 6
 """Places along the axis at which the table shows all runs."""
 
@@ -112,14 +112,13 @@ class Comparison:
 
     def at(self, run: Compared, measure: str, place: float) -> float | None:
         """The value at the checkpoint that lies nearest to a place on the axis; None where none lies near."""
-        known = run.course.filter(pl.col(self.align).is_not_null() & pl.col(measure).is_finite())
-        if known.is_empty():
+        axis, values = (run.course[name].to_numpy() for name in (self.align, measure))  # NaN where unknown
+        away = np.where(np.isfinite(values), np.abs(axis - place), np.nan)
+        if np.isnan(away).all():
             return None
-        nearest = known.sort((pl.col(self.align) - place).abs()).row(0, named=True)
-        cadence = run.course[self.align].drop_nulls().sort().diff().median()
-        away = abs(nearest[self.align] - place)
-        far = away > cadence if isinstance(cadence, float) else away > 1e-9 * max(1.0, abs(place))
-        return None if far else float(nearest[measure])
+        nearest, gaps = np.nanargmin(away), np.diff(np.sort(axis[np.isfinite(axis)]))
+        far = away[nearest] > (np.median(gaps) if gaps.size else 1e-9 * max(1.0, abs(place)))
+        return None if far else float(values[nearest])
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON-ready form."""
@@ -155,4 +154,4 @@ class Comparison:
 def logarithmic(measure: str, runs: Sequence[Compared]) -> bool:
     """Whether a measure's values are positive and span so much that a linear scale would show the largest run alone."""
     values = [value for run in runs for value in run.course[measure].drop_nulls()]
-    return bool(values) and min(values) > 0 and max(values) >= _LOG_FROM * min(values)
+    return bool(values) and min(values) > 0 and max(values) >= LOG_FROM * min(values)

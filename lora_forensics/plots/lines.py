@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-_LOG_FROM = 100.0
+LOG_FROM = 100.0
 """Ratio of largest to smallest value from which a logarithmic scale is easier to read."""
 _NUMBERED_VALLEYS = 5
 _COLLISION = 0.035
@@ -97,7 +97,7 @@ def _similarity_panel(axes: Axes, series: pl.DataFrame, verdict: Verdict) -> Non
 def _fluctuation_panel(axes: Axes, series: pl.DataFrame, verdict: Verdict) -> None:
     steps, value = points(series, "cs_fluctuation")
     positive = value[value > 0]
-    logarithmic = bool(positive.size) and positive.max() >= _LOG_FROM * positive.min()
+    logarithmic = bool(positive.size) and positive.max() >= LOG_FROM * positive.min()
     power = 0 if logarithmic else power_of_ten(value)
     window = f", window {verdict.window} checkpoints" if verdict.window is not None else ""
     axes.set_title(f"CS-Fluctuation{window}{times(power)}")

@@ -45,7 +45,7 @@ class JUnitReport:
         if alone := _findings("", summary.findings, summary) + _skipped(summary.skipped):
             document.add_testsuite(_closed("files of no run", alone))
         document.update_statistics()
-        del document._elem.attrib["skipped"]  # not of the root in the schemas of Jenkins; the suites have it
+        document._elem.attrib.pop("skipped", None)  # not of the root in the schemas of Jenkins; the suites have it
         written: bytes = document.tostring()
         return written.decode("utf-8").rstrip() + "\n"
 

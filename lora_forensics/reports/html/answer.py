@@ -20,7 +20,6 @@ _STRENGTH = {
     "held_out_loss": f"{_MEASURED}: the trainer's own loss on data that was not trained on. It overrules the weights.",
     "weights": f"{_WEAK}: saved weights alone; in tests not shown to beat the middle checkpoint. {_COMPARE}",
     "turning_point": f"{_WEAK}: saved weights alone; in tests not better than the middle checkpoint. {_COMPARE}",
-    "prior": f"{_WEAK}: a rule of thumb, nothing of this run. {_COMPARE}",
 }
 """What each kind of evidence is worth (docs/validity.md), as markup; a probe says its own."""
 _NOTHING = {

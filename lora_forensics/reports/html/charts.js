@@ -11,26 +11,8 @@
   const state = { picked: 0, low: 0, high: 1, near: -1, ink: quiet() };
   const first = steps[0], last = steps[steps.length - 1];
   const room = Math.max((last - first) * 0.02, 0.5);
-  const tip = document.createElement("div");
-  tip.className = "tip";
-  tip.hidden = true;
-  tip.setAttribute("aria-hidden", "true");
-  document.body.append(tip);
 
-  const shown = (v) => {
-    if (v === null || v === undefined || v === "") return "–";
-    if (typeof v !== "number") return String(v);
-    if (Number.isInteger(v)) return String(v);
-    return Math.abs(v) < 1e-3 && v !== 0 ? String(v.toExponential(2)) : String(Number(v.toPrecision(4)));
-  };
   const nearest = (list, wanted) => list.reduce((best, s, i) => Math.abs(s - wanted) < Math.abs(list[best] - wanted) ? i : best, 0);
-  const tell = (lines, event) => {
-    tip.textContent = lines.join("\n");
-    tip.hidden = false;
-    const box = tip.getBoundingClientRect();
-    tip.style.left = `${Math.max(4, Math.min(event.clientX + 14, innerWidth - box.width - 4))}px`;
-    tip.style.top = `${Math.max(4, Math.min(event.clientY + 14, innerHeight - box.height - 4))}px`;
-  };
   const onScreen = (name) => {
     const box = document.getElementById(`chart-${name}`).getBoundingClientRect();
     return box.bottom > 0 && box.top < innerHeight;

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from lora_forensics.plots.lines import LOG_FROM
 from lora_forensics.plots.page import layer_interval, null_band, window_sweep
 from lora_forensics.records import Verdict
 from lora_forensics.reports.html.data import Lines, better
@@ -17,8 +18,6 @@ from lora_forensics.reports.text import number
 
 Spec = dict[str, Any]
 
-_LOG_FROM = 100.0
-"""Ratio of largest to smallest value from which a logarithmic scale is easier to read."""
 _FORMAT = {"format": ".3~g"}
 _INK: Spec = {"expr": "ink"}
 """The quiet colour of the theme, which charts.js tells the heat map: a canvas knows no CSS."""
@@ -66,16 +65,16 @@ class Chart:
         shown = self.known(table)
         values = [v for line in shown for v in table[line.middle] if v is not None]
         positive = [v for v in values if v > 0]
-        logarithmic = self.wide and len(positive) == len(values) and max(positive) >= _LOG_FROM * min(positive)
+        logarithmic = self.wide and len(positive) == len(values) and max(positive) >= LOG_FROM * min(positive)
         y: Spec = {"scale": {"zero": False, "nice": True}, "axis": _axis(values)}
         if logarithmic:
             powers = range(math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive))) + 1)
             axis = {"values": [10.0**power for power in powers[:: len(powers) // 6 + 1]], "format": "~e"}
             y = {"scale": {"type": "log"}, "axis": axis}
-        layers = [*self.extra, _cursor("picked", "var(--ink)", 7, 0.16), *_marks(verdict)]
+        layers = [*self.extra, cursor("picked", "var(--ink)", 7, 0.16), *_marks(verdict)]
         for line in shown:
             layers += _line(line, y)
-        return chart([*layers, *self.over, _cursor("hover", "var(--quiet)")], self.height)
+        return chart([*layers, *self.over, cursor("hover", "var(--quiet)")], self.height)
 
     def described(self, table: Lines, verdict: Verdict) -> str:
         """What the lines do, in words, for those who do not see them."""
@@ -169,7 +168,7 @@ def others(verdict: Verdict) -> list[int]:
 def column_chart() -> Spec:
     """The median and tenths of the column that is chosen; charts.js fills `v.low`, `v.mid` and `v.high` of `chosen`."""
     layers = _line(Line("v", "", band=True), {"scale": {"zero": False}, "axis": _FORMAT})
-    cursors = [_cursor("picked", "var(--ink)", 7, 0.16), _cursor("hover", "var(--quiet)")]
+    cursors = [cursor("picked", "var(--ink)", 7, 0.16), cursor("hover", "var(--quiet)")]
     return chart([*cursors, *layers], 150, data="chosen")
 
 
@@ -203,7 +202,7 @@ def map_chart(rows: int) -> Spec:
         },
     }
     spec = chart(
-        [cell, label, _cursor("hover", _INK), _cursor("picked", "#ff3b30")],
+        [cell, label, cursor("hover", _INK), cursor("picked", "#ff3b30")],
         max(140, min(520, 14 * rows if rows <= 24 else 4 * rows)),
     )
     gray = dict.fromkeys(("labelColor", "titleColor", "domainColor", "tickColor"), _INK)
@@ -321,13 +320,15 @@ def _rule(step: float, color: str, dash: list[int]) -> Spec:
     }
 
 
-def _cursor(name: str, color: str | Spec, width: float = 1, opacity: float = 1) -> Spec:
+def cursor(name: str, color: str | Spec, width: float = 1, opacity: float = 1, x: Spec | None = None) -> Spec:
     """Where the person or the pointer is: a line whose place is a signal."""
+    x = x or _step()
+    place = x["field"]
     return {
         "data": {"values": [{}]},
-        "transform": [{"calculate": name, "as": "step"}, {"filter": "datum.step >= low && datum.step <= high"}],
+        "transform": [{"calculate": name, "as": place}, {"filter": f"datum.{place} >= low && datum.{place} <= high"}],
         "mark": {"type": "rule", "color": color, "strokeWidth": width, "opacity": opacity, "clip": True},
-        "encoding": {"x": _step()},
+        "encoding": {"x": x},
     }
 
 

@@ -6,21 +6,11 @@
   const pinned = new Set();
   const state = { align: page.align, picked: 0, low: 0, high: 1, first: 0, last: 1 };
   let hovered = -1;
-  const tip = document.createElement("div");
-  tip.className = "tip";
-  tip.hidden = true;
-  tip.setAttribute("aria-hidden", "true");
-  document.body.append(tip);
   const slider = document.getElementById("place");
   const label = document.getElementById("place-label");
   const only = document.getElementById("only");
   const buttons = [...document.querySelectorAll("button[data-run]")];
 
-  const shown = (v) => {
-    if (v === null || v === undefined) return "–";
-    if (Number.isInteger(v)) return String(v);
-    return Math.abs(v) < 1e-3 && v !== 0 ? String(v.toExponential(2)) : String(Number(v.toPrecision(4)));
-  };
   const known = (v) => v !== null && v !== undefined;
   // what one chart draws: a row for each run and checkpoint that has a place on this axis and a value
   const rowsOf = (measure) => runs.flatMap((run, at) => {
@@ -128,13 +118,6 @@
     document.body.dataset.align = name;
   };
 
-  const tell = (lines, event) => {
-    tip.textContent = lines.join("\n");
-    tip.hidden = false;
-    const box = tip.getBoundingClientRect();
-    tip.style.left = `${Math.max(4, Math.min(event.clientX + 14, innerWidth - box.width - 4))}px`;
-    tip.style.top = `${Math.max(4, Math.min(event.clientY + 14, innerHeight - box.height - 4))}px`;
-  };
   const listen = (chart, element) => {
     const where = (event) => {
       const view = views.get(chart.name), drawn = element.querySelector("svg").getBoundingClientRect();

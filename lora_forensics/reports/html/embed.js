@@ -9,3 +9,20 @@ const drawInside = async (element, spec, datasets, options) => {
   inside.setAttribute("aria-hidden", "true");
   return view;
 };
+const shown = (v) => {
+  if (v === null || v === undefined || v === "") return "–";
+  if (typeof v !== "number" || Number.isInteger(v)) return String(v);
+  return Math.abs(v) < 1e-3 && v !== 0 ? String(v.toExponential(2)) : String(Number(v.toPrecision(4)));
+};
+const tip = document.createElement("div");
+tip.className = "tip";
+tip.hidden = true;
+tip.setAttribute("aria-hidden", "true");
+document.body.append(tip);
+const tell = (lines, event) => {
+  tip.textContent = lines.join("\n");
+  tip.hidden = false;
+  const box = tip.getBoundingClientRect();
+  tip.style.left = `${Math.max(4, Math.min(event.clientX + 14, innerWidth - box.width - 4))}px`;
+  tip.style.top = `${Math.max(4, Math.min(event.clientY + 14, innerHeight - box.height - 4))}px`;
+};

@@ -20,8 +20,8 @@
   const shown = (v) => {
     if (v === null || v === undefined || v === "") return "–";
     if (typeof v !== "number") return String(v);
-    if (Number.isInteger(v)) return String(v);
-    return Math.abs(v) < 1e-3 && v !== 0 ? String(v.toExponential(2)) : String(Number(v.toPrecision(4)));
+    if (Number.isInteger(v) && Math.abs(v) < 1e9) return String(v);
+    return (Math.abs(v) < 1e-3 && v !== 0) || Math.abs(v) >= 1e7 ? String(v.toExponential(2)) : String(Number(v.toPrecision(4)));
   };
   const nearest = (list, wanted) => list.reduce((best, s, i) => Math.abs(s - wanted) < Math.abs(list[best] - wanted) ? i : best, 0);
   const tell = (lines, event) => {

@@ -133,7 +133,7 @@ def _figure(chart: charts.Chart, lines: data.Lines, verdict: Verdict) -> str:
     title, said = esc(chart.title), esc(chart.described(lines, verdict))
     return (
         f'<figure><h3>{title}</h3><div class="chart" id="chart-{chart.name}" role="img" aria-label="{title}. {said}">'
-        f'</div><figcaption class="note">{esc(chart.note)}</figcaption></figure>'
+        f'</div><figcaption class="note">{esc(chart.caption(lines))}</figcaption></figure>'
     )
 
 

@@ -21,7 +21,7 @@
     if (v === null || v === undefined || v === "") return "–";
     if (typeof v !== "number") return String(v);
     if (Number.isInteger(v) && Math.abs(v) < 1e9) return String(v);
-    return (Math.abs(v) < 1e-3 && v !== 0) || Math.abs(v) >= 1e7 ? String(v.toExponential(2)) : String(Number(v.toPrecision(4)));
+    return (Math.abs(v) < 1e-3 && v !== 0) || Math.abs(v) >= 1e7 ? v.toExponential(2).replace("+", "") : String(Number(v.toPrecision(4)));
   };
   const nearest = (list, wanted) => list.reduce((best, s, i) => Math.abs(s - wanted) < Math.abs(list[best] - wanted) ? i : best, 0);
   const tell = (lines, event) => {

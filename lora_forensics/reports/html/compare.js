@@ -19,7 +19,7 @@
   const shown = (v) => {
     if (v === null || v === undefined) return "–";
     if (Number.isInteger(v) && Math.abs(v) < 1e9) return String(v);
-    return (Math.abs(v) < 1e-3 && v !== 0) || Math.abs(v) >= 1e7 ? String(v.toExponential(2)) : String(Number(v.toPrecision(4)));
+    return (Math.abs(v) < 1e-3 && v !== 0) || Math.abs(v) >= 1e7 ? v.toExponential(2).replace("+", "") : String(Number(v.toPrecision(4)));
   };
   const known = (v) => v !== null && v !== undefined;
   // what one chart draws: a row for each run and checkpoint that has a place on this axis and a value

@@ -385,7 +385,9 @@ def test_where_a_logarithmic_axis_ends(values: list[float], floor: float | None,
 def test_noise_does_not_stretch_the_axis() -> None:
     """One value of 1e-17 leaves the others their room, and stays in the data."""
     series = make_series(61).with_columns(cs_fluctuation=pl.Series(NOISY))
-    (axes,) = (a for a in similarity_figure(series, pl.DataFrame(), make_verdict()).axes if "CS-Fl" in a.get_title(loc="left"))
+    (axes,) = (
+        a for a in similarity_figure(series, pl.DataFrame(), make_verdict()).axes if "CS-Fl" in a.get_title(loc="left")
+    )
     assert 1e-12 < axes.get_ylim()[0] < 1e-10
     (line,) = (line for line in axes.lines if line.get_gid() == "cs-fluctuation")
     assert min(np.asarray(line.get_ydata(), float)) == 1e-17

@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from lora_forensics import __version__
 from lora_forensics.records import Verdict
 from lora_forensics.reports import text
 from lora_forensics.reports.html import charts, data
@@ -56,7 +55,7 @@ def run_page(verdict: Verdict, tables: RunTables, versions: dict[str, str]) -> s
 <section><h2>Skipped</h2>{skipped(inside(verdict))}</section>
 {_method(verdict, versions, tables)}
 </main>
-<footer>Made by lora-forensics {__version__} from verdict.json and the Parquet files beside this page.
+<footer>Made by lora-forensics from verdict.json and the Parquet files beside this page.
 It opens without a network and asks nothing of one.</footer>"""
     if not lines["step"]:
         return document(f"{text.plain(name)}: which checkpoint to keep", body)

@@ -137,9 +137,10 @@ def assess(
     scoped = modules.filter(pl.col("module").is_in(similarity.scope["module"].unique().implode()))
     course = course_of(similarity.scope, places, scoped)
     told = _with_course(series, course, similarity.scope, places)
-    keep, evidence = _keep(places, _by_weights(similarity.scope, places, status, options), turning, broken)
+    way = _until_broken(similarity.scope, broken)
+    keep, evidence = _keep(places, _by_weights(way, places, status, options), turning, broken)
     far = outliers(everything, broken, options.thresholds)
-    candidates = _candidates(keep, turning, places, similarity.scope, broken, far)
+    candidates = _candidates(keep, turning, places, way, broken, far)
     answer = _answer(probed, whole, broken, notes.step_unit)
     if answer is not None:
         keep, evidence = _probed_keep(answer, whole), evidence | {"probe": answer.evidence}
@@ -288,6 +289,12 @@ def broken_steps(layers: pl.DataFrame, places: pl.DataFrame) -> list[int]:
     waiting = pl.col("fingerprint").is_null() & pl.col("fingerprint").is_not_null().any()
     there = set(places.filter(~waiting)["step"])
     return sorted((there - set(layers["step"])) | nonfinite)
+
+
+def _until_broken(scope: pl.DataFrame, broken: list[int]) -> pl.DataFrame:
+    """Without the end of a run that broke and never recovered: its way is the one to the last whole file."""
+    whole = scope.filter(~pl.col("step").is_in(broken))
+    return scope if whole.is_empty() else scope.filter(pl.col("step") <= whole["step"].max())
 
 
 def _by_weights(scope: pl.DataFrame, places: pl.DataFrame, status: Status, options: AssessOptions) -> int | None:

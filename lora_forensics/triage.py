@@ -81,10 +81,12 @@ def module_findings(layers: pl.DataFrame, broken: Sequence[int], bounds: Thresho
                 hint_of("outlier-modules"),
             )
         )
-    large = last.filter(pl.col("relative_norm") > bounds.relative_norm)["module"].to_list()
+    above = last.filter(pl.col("relative_norm") > bounds.relative_norm)
+    large, times = above["module"].to_list(), above["relative_norm"].to_list()
     if large:
         than = "larger than" if bounds.relative_norm == 1 else f"more than {bounds.relative_norm:g} times"
-        message = f"{len(large)} of {len(last)} changes are {than} the weight below {where}: {some(large)}"
+        message = f"{len(large)} of {len(last)} changes are {than} the weight below {where}"
+        message += f" (up to {max(times):.2g} times): {some(large)}"
         found.append(Finding("larger-than-weight", "warning", message, hint_of("larger-than-weight")))
     return found
 

@@ -633,6 +633,24 @@ def test_too_few_checkpoints_name_what_to_compare() -> None:
     assert "few-checkpoints" not in {finding.rule for finding in alone.findings}
 
 
+@pytest.mark.parametrize("first", [110, 200])
+def test_a_run_that_broke_for_good_keeps_half_of_the_way_until_then(first: int) -> None:
+    """NaN from a step on, be that most of the run: the way ends at the last whole file."""
+    gone = pl.col("step") >= first
+    layers = moving(30, [1.0] * 30, straight(30)).with_columns(
+        nonfinite=pl.when(gone).then(1).otherwise(0),
+        **{name: pl.when(gone).then(math.nan).otherwise(name) for name in ("step_size", "delta_norm", "cosine")},
+    )
+    verdict = lf.assess_run(layers, checkpoints_of(30))
+    half = {110: 50, 200: 100}[first]
+    assert verdict.keep is not None
+    assert (verdict.keep.rests_on, verdict.keep.step) == ("weights", half)
+    assert [(candidate.step, candidate.why) for candidate in verdict.candidates] == [
+        (half, "half of the way"),
+        (first - 10, "the last whole file"),
+    ]
+
+
 def test_broken_files_are_no_candidates() -> None:
     """Half of the way and the last fall back to the whole file before them."""
     layers = moving(30, [1.0] * 30, straight(30))

@@ -21,6 +21,7 @@ from matplotlib.text import Text
 from lora_forensics import series as tables
 from lora_forensics.plots import decomposition_figure, modules_figure, save_plots, similarity_figure
 from lora_forensics.plots.names import drawable_text, elided, model_order, row_labels
+from lora_forensics.plots.scales import below, log_floor
 from lora_forensics.records import BaseModelSummary, Keep, Status, TurningPoint, Verdict
 
 KOHYA = [
@@ -358,3 +359,35 @@ class TestFiles:
             "assert not {'matplotlib.pyplot', 'torch'} & set(sys.modules)\n"
         )
         subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[1])
+
+
+NOISY = [1e-17, *(2e-6 * (1 + place) for place in range(60))]
+"""A CS-Fluctuation with one value that is what arithmetic leaves."""
+
+
+@pytest.mark.parametrize(
+    ("values", "floor", "told"),
+    [
+        ([1.0, 50.0], None, ""),
+        ([0.0, 1.0, 1000.0], None, ""),
+        ([], None, ""),
+        ([1e-6, 1e-3, 1.0], 1e-6, ""),
+        ([1e-17, 1e-6, 1e-4], 1e-12, " The axis ends at a millionth of the median, 1e-12: 1 value is smaller"),
+        ([1e-17, 1e-16, 1e-6, 1e-4, 1e-4], 1e-12, "2 values are smaller and stand on its edge."),
+    ],
+)
+def test_where_a_logarithmic_axis_ends(values: list[float], floor: float | None, told: str) -> None:
+    """Real values are never cut; the noise of arithmetic is, and the words say so."""
+    assert log_floor(values) == (None if floor is None else pytest.approx(floor))
+    assert told in below(values) if told else not below(values)
+
+
+def test_noise_does_not_stretch_the_axis() -> None:
+    """One value of 1e-17 leaves the others their room, and stays in the data."""
+    series = make_series(61).with_columns(cs_fluctuation=pl.Series(NOISY))
+    (axes,) = (
+        a for a in similarity_figure(series, pl.DataFrame(), make_verdict()).axes if "CS-Fl" in a.get_title(loc="left")
+    )
+    assert 1e-12 < axes.get_ylim()[0] < 1e-10
+    (line,) = (line for line in axes.lines if line.get_gid() == "cs-fluctuation")
+    assert min(np.asarray(line.get_ydata(), float)) == 1e-17

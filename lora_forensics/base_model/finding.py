@@ -40,7 +40,7 @@ def find_base(
     if given:
         return open_base(given)
     if not reference.name:
-        raise BaseModelError(f"{run_folder}: the run does not say which base model it was trained on", _GIVE)
+        raise BaseModelError("the run does not say which base model it was trained on", _GIVE)
     looked: list[str] = []
     for path in dict.fromkeys(_places(reference.name, run_folder, search_root)):
         looked.append(str(path))

@@ -81,7 +81,7 @@ class Kohya:
     )
     traps: tuple[Trap, ...] = (
         Trap("ss_epoch counts finished epochs in step files and from 1 in epoch files: epochs follow from the step"),
-        Trap("--no_metadata leaves the file's name alone: epoch files without metadata are counted in epochs"),
+        Trap("--no_metadata leaves nothing but the file's name: epoch files without metadata are counted in epochs"),
         Trap("a rerun under one name writes into the same folder: runs are told apart by ss_session_id"),
         Trap("a resumed training has a new session and counts steps from its epoch's start: joined, steps moved on"),
         Trap("the last file has no number, and mostly equals a numbered one: equal tensors count once"),

@@ -17,7 +17,10 @@ from lora_forensics.commands.scanning import assess_options, assessing, report_n
 @click.argument("out", type=PLACE)
 @assessing
 @click.option(
-    "--report", "reports", multiple=True, help="Report to write (repeatable; those that are there if left out)."
+    "--report",
+    "reports",
+    multiple=True,
+    help="html, junit, sarif, github, markdown or json (repeatable; those that are there if left out).",
 )
 @gating
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json and nothing else.")

@@ -19,7 +19,10 @@ from lora_forensics.commands.scanning import assessing, measuring, scan_options
 @measuring
 @assessing
 @click.option(
-    "--report", "reports", multiple=True, help="Report to write to OUT (repeatable; markdown and json always are)."
+    "--report",
+    "reports",
+    multiple=True,
+    help="html, junit, sarif or github: report to write to OUT (repeatable; markdown and json always are).",
 )
 @gating
 @click.option("--no-plots", is_flag=True, help="Draw no figures; `report OUT` draws them later.")

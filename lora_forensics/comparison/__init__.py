@@ -20,6 +20,7 @@ from lora_forensics.comparison.values import ALIGN, MEASURES, Compared, Comparis
 from lora_forensics.errors import SeriesError, UsageError
 from lora_forensics.records import RunNotes, Skipped, Summary, Verdict
 from lora_forensics.redaction import Redaction, label, redacted
+from lora_forensics.reports.terminal import FINDING_LABELS
 from lora_forensics.reports.text import RESTS_ON, STATUS, count, number
 from lora_forensics.scan import load_summary
 from lora_forensics.series import CHECKPOINT_COLUMNS, MODULE_COLUMNS, Column, read_table
@@ -206,7 +207,8 @@ def _results(verdict: Verdict, checkpoints: pl.DataFrame, course: pl.DataFrame) 
         "best held-out": f"{number(best['held_out_loss'])} at {unit} {best['step']}" if best else "-",
         "path length": end("path_length"),
         "dose": end("dose"),
-        "findings": ", ".join(f"{n} {s}" for s in ("error", "warning", "info") if (n := _many(verdict, s))) or "none",
+        "findings": ", ".join(count(n, said) for s, said in FINDING_LABELS.items() if (n := _many(verdict, s)))
+        or "none",
     }
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lora_forensics.comparison.values import Compared, logarithmic
+from lora_forensics.comparison.values import Compared, values_of
+from lora_forensics.plots.scales import log_floor
 from lora_forensics.reports.html.charts import Spec, chart, cursor
 
 DASHES = ((1, 0), (6, 3), (2, 2), (8, 2, 2, 2), (12, 4))
@@ -20,7 +21,8 @@ _LIT = "indexof(lit, datum.run) >= 0"
 
 def course_chart(measure: str, runs: Sequence[Compared]) -> Spec:
     """Lines that fade while others are lit, with the checkpoints to keep and the turning points on them."""
-    largest = max(abs(value) for run in runs for value in run.course[measure].drop_nulls())
+    values = values_of(measure, runs)
+    largest = max(map(abs, values))
     y: Spec = {
         "field": "y",
         "type": "quantitative",
@@ -28,8 +30,11 @@ def course_chart(measure: str, runs: Sequence[Compared]) -> Spec:
         "scale": {"zero": False, "nice": False, "padding": 8},
     }
     y["axis"] = {"format": ".2~e" if 0 < largest < 1e-3 else ".3~g"}
-    if logarithmic(measure, runs):
-        y |= {"scale": {"type": "log", "nice": False, "padding": 8}, "axis": {"format": "~e", "tickCount": 4}}
+    floor = log_floor(values)
+    if floor is not None:
+        end = {"domainMin": floor, "clamp": True} if floor > min(values) else {}
+        scale = {"type": "log", "nice": False, "padding": 8, **end}
+        y |= {"scale": scale, "axis": {"format": "~e", "tickCount": 4}}
     here: Spec = {"x": _along(), "y": y}
     shapes = list(range(len(DASHES)))
     look: Spec = {

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from lora_forensics.comparison.text import letters
-from lora_forensics.comparison.values import MEASURES, Comparison, logarithmic
+from lora_forensics.comparison.values import MEASURES, Comparison, values_of
 from lora_forensics.plots.lines import log_axis
 from lora_forensics.plots.names import drawable_text, elided
 from lora_forensics.plots.page import CM, draw, drawing
+from lora_forensics.plots.scales import log_floor
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,8 +60,9 @@ def comparison_figure(found: Comparison) -> Figure:
                 if kept and kept[found.align] is not None and kept[measure] is not None:
                     at = kept[found.align], kept[measure]
                     axes.plot(*at, "D", color=color, markersize=7, markeredgecolor="white", zorder=5)
-            if measure in found.measures and logarithmic(measure, found.runs):
-                log_axis(axes)
+            floor = log_floor(values_of(measure, found.runs)) if measure in found.measures else None
+            if floor is not None:
+                log_axis(axes, floor)
             if not axes.has_data():
                 axes.text(0.5, 0.5, "nothing is known", transform=axes.transAxes, ha="center", va="center")
         axes.set_xlabel({"dose": "dose (sum of the learning rates)"}.get(found.align, found.align))

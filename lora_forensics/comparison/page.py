@@ -15,8 +15,9 @@ from lora_forensics import __version__
 from lora_forensics.comparison.charts import DASHES, LOOKS, course_chart
 from lora_forensics.comparison.comparable import alike
 from lora_forensics.comparison.text import letters
-from lora_forensics.comparison.values import ALIGN, MEASURES, Compared, Comparison
+from lora_forensics.comparison.values import ALIGN, MEASURES, Compared, Comparison, values_of
 from lora_forensics.errors import UsageError
+from lora_forensics.plots.scales import below
 from lora_forensics.reports.html import HtmlReport
 from lora_forensics.reports.html.data import rounded
 from lora_forensics.reports.html.page import data_block, document, esc
@@ -311,6 +312,8 @@ highlight it; click to pick a place, drag to zoom. <span id="without" role="stat
 def _figure(found: Comparison, measure: str, align: str) -> str:
     title, note = esc(MEASURES[measure]), esc(found.notes.get(measure, ""))
     note = f". {note[:1].upper()}{note[1:]}" if note else ""
+    edge = below(values_of(measure, found.runs))
+    note += f".{edge}" if edge else ""
     many = sum(bool(run.course[measure].is_finite().any()) for run in found.runs)
     said = f"{title} of {count(many, 'run')}, a line each. The table at the picked place has the numbers."
     return (

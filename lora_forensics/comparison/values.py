@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from statistics import median_low
 from typing import Any
@@ -11,7 +12,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from lora_forensics.plots.lines import LOG_FROM
 from lora_forensics.records import SCHEMA, Skipped, Verdict
 
 ALIGN = ("step", "epoch", "dose")
@@ -151,7 +151,6 @@ class Comparison:
         }
 
 
-def logarithmic(measure: str, runs: Sequence[Compared]) -> bool:
-    """Whether a measure's values are positive and span so much that a linear scale would show the largest run alone."""
-    values = [value for run in runs for value in run.course[measure].drop_nulls()]
-    return bool(values) and min(values) > 0 and max(values) >= LOG_FROM * min(values)
+def values_of(measure: str, runs: Sequence[Compared]) -> list[float]:
+    """All values of a measure that are numbers."""
+    return [value for run in runs for value in run.course[measure].drop_nulls() if isfinite(value)]

@@ -27,6 +27,7 @@ from lora_forensics.plots.page import (
     stack,
     window_sweep,
 )
+from lora_forensics.plots.scales import log_floor
 from lora_forensics.records import Verdict
 
 if TYPE_CHECKING:
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-LOG_FROM = 100.0
-"""Ratio of largest to smallest value from which a logarithmic scale is easier to read."""
 _NUMBERED_VALLEYS = 5
 _COLLISION = 0.035
 """Part of the width that two numbers need between them."""
@@ -97,8 +96,8 @@ def _similarity_panel(axes: Axes, series: pl.DataFrame, verdict: Verdict) -> Non
 def _fluctuation_panel(axes: Axes, series: pl.DataFrame, verdict: Verdict) -> None:
     steps, value = points(series, "cs_fluctuation")
     positive = value[value > 0]
-    logarithmic = bool(positive.size) and positive.max() >= LOG_FROM * positive.min()
-    power = 0 if logarithmic else power_of_ten(value)
+    floor = log_floor(positive.tolist())
+    power = power_of_ten(value) if floor is None else 0
     window = f", window {verdict.window} checkpoints" if verdict.window is not None else ""
     axes.set_title(f"CS-Fluctuation{window}{times(power)}")
     if not np.isfinite(value).any():
@@ -107,8 +106,8 @@ def _fluctuation_panel(axes: Axes, series: pl.DataFrame, verdict: Verdict) -> No
         return
     axes.margins(y=0.3)
     _line(axes, steps, value / 10.0**power, Look(BLACK, "-", "."), "cs-fluctuation")
-    if logarithmic:
-        log_axis(axes)
+    if floor is not None:
+        log_axis(axes, floor)
     _valleys(axes, steps, value / 10.0**power, points(series, "valley")[1])
     _chance(axes, verdict)
 
@@ -168,11 +167,13 @@ def _kept(axes: Axes, steps: Floats, value: Floats, verdict: Verdict) -> None:
         axes.plot(steps[here], value[here], linestyle="none", **KEEP_MARK, zorder=5, gid="kept")
 
 
-def log_axis(axes: Axes) -> None:
-    """A logarithmic axis with few ticks, whose labels do not need matplotlib's mathematics."""
+def log_axis(axes: Axes, floor: float) -> None:
+    """A logarithmic axis with few ticks, whose labels do not need matplotlib's mathematics; it ends near the floor."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     axes.set_yscale("log", nonpositive="mask")
+    if axes.get_ylim()[0] < floor / 10:
+        axes.set_ylim(bottom=floor / 2)
     axes.yaxis.set_major_locator(LogLocator(numticks=5))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"10{raised(round(math.log10(value)))}"))
     axes.yaxis.set_minor_locator(NullLocator())

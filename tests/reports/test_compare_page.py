@@ -19,7 +19,7 @@ from lora_forensics.comparison.page import write_page
 from lora_forensics.errors import UsageError
 from lora_forensics.records import BaseModelSummary, Keep, RunNotes, Skipped, Summary, Verdict
 from lora_forensics.reports import to_json
-from lora_forensics.series import CHECKPOINT_COLUMNS, read_table, write_table, write_text
+from lora_forensics.series import CHECKPOINT_COLUMNS, SERIES_COLUMNS, read_table, write_table, write_text
 from lora_forensics.store import save_measured
 from lora_forensics.tables import Measured
 
@@ -147,6 +147,20 @@ def test_numbers_are_those_of_the_tables(page: Path) -> None:
     assert document["runs"][3]["course"]["dose"] == [None] * 24
     assert document["ends"]["dose"] == pytest.approx([1e-3, 0.24])
     assert [(run["keep"], run["turn"]) for run in document["runs"]] == [(100, 150), (50, 150), (None, 150), (100, 150)]
+
+
+def test_noise_does_not_stretch_an_axis(tmp_path: Path) -> None:
+    """One value of 1e-17 stands on the edge of its chart, and the caption says so."""
+    write_scan(tmp_path / "out", (verdict_of("one"), {}, 1e-4), (verdict_of("two"), {}, 1e-4))
+    path = tmp_path / "out" / "one" / "series.parquet"
+    noisy = read_table(path).with_columns(
+        cs_fluctuation=pl.when(pl.col("step") == 50).then(1e-17).otherwise("cs_fluctuation")
+    )
+    write_table(noisy, path, SERIES_COLUMNS)
+    written = page_of(tmp_path / "out").read_text("utf-8")
+    assert written.count("The axis ends at a millionth of the median") == 1
+    assert '"clamp":true' in written.replace(" ", "")
+    assert "1e-17" in written
 
 
 def test_redacted(tmp_path: Path) -> None:

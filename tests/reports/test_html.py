@@ -23,6 +23,7 @@ from lora_forensics.cli import main
 from lora_forensics.records import BaseModelSummary, Candidate, Finding, Keep, Skipped, Summary, TurningPoint
 from lora_forensics.reports import available, text
 from lora_forensics.reports.html import HtmlReport, samples
+from lora_forensics.reports.html.charts import charts
 from lora_forensics.reports.html.data import cells
 from lora_forensics.reports.html.tables import RunTables
 
@@ -417,3 +418,19 @@ def test_a_verdict_changed_by_hand_adds_no_markup(tmp_path: Path) -> None:
     verdict = replace(verdict, evidence={"inside_null_band": True, "probe": probe, **spread})
     for keep in (verdict.keep, replace(verdict.keep, rests_on="probe")):
         assert "<i>" not in write_pages(tmp_path, replace(verdict, keep=keep)).read_text("utf-8")
+
+
+def test_noise_does_not_stretch_an_axis() -> None:
+    """The axis ends at a millionth of the median, the caption says so, and the data is whole; else nothing is said."""
+    lines = {"step": [1, 2, 3, 4], "cs_fluctuation": [1e-17, 1e-6, 2e-6, 1e-3]}
+    (chart,) = (entry for entry in charts(verdict_of("r")) if entry.name == "fluctuation")
+    scales = [
+        layer["encoding"]["y"].get("scale")
+        for layer in chart.spec(lines, verdict_of("r"))["layer"]
+        if "y" in layer.get("encoding", {})
+    ]
+    assert {"type": "log", "domainMin": pytest.approx(1.5e-12), "clamp": True} in scales
+    assert "1 value is smaller" in chart.caption(lines)
+    lines["cs_fluctuation"][0] = 1e-7
+    assert chart.caption(lines) == chart.note
+    assert not re.search("domainMin.: 1e-07", str(chart.spec(lines, verdict_of("r"))))

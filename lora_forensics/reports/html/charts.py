@@ -10,8 +10,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from lora_forensics.plots.lines import LOG_FROM
 from lora_forensics.plots.page import layer_interval, null_band, window_sweep
+from lora_forensics.plots.scales import below, log_floor
 from lora_forensics.records import Verdict
 from lora_forensics.reports.html.data import Lines, better
 from lora_forensics.reports.text import number
@@ -62,19 +62,25 @@ class Chart:
 
     def spec(self, table: Lines, verdict: Verdict) -> Spec:
         """The specification."""
-        shown = self.known(table)
-        values = [v for line in shown for v in table[line.middle] if v is not None]
-        positive = [v for v in values if v > 0]
-        logarithmic = self.wide and len(positive) == len(values) and max(positive) >= LOG_FROM * min(positive)
+        shown, values = self.known(table), self._values(table)
+        floor = log_floor(values) if self.wide else None
         y: Spec = {"scale": {"zero": False, "nice": True}, "axis": _axis(values)}
-        if logarithmic:
-            powers = range(math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive))) + 1)
+        if floor is not None:
+            powers = range(math.floor(math.log10(floor)), math.ceil(math.log10(max(values))) + 1)
             axis = {"values": [10.0**power for power in powers[:: len(powers) // 6 + 1]], "format": "~e"}
-            y = {"scale": {"type": "log"}, "axis": axis}
+            end = {"domainMin": floor, "clamp": True} if floor > min(values) else {}
+            y = {"scale": {"type": "log", **end}, "axis": axis}
         layers = [*self.extra, cursor("picked", "var(--ink)", 7, 0.16), *_marks(verdict)]
         for line in shown:
             layers += _line(line, y)
         return chart([*layers, *self.over, cursor("hover", "var(--quiet)")], self.height)
+
+    def caption(self, table: Lines) -> str:
+        """How to read it, and what lies on the edge of its axis."""
+        return self.note + (below(self._values(table)) if self.wide else "")
+
+    def _values(self, table: Lines) -> list[float]:
+        return [v for line in self.known(table) for v in table[line.middle] if v is not None]
 
     def described(self, table: Lines, verdict: Verdict) -> str:
         """What the lines do, in words, for those who do not see them."""

@@ -11,8 +11,9 @@ const drawInside = async (element, spec, datasets, options) => {
 };
 const shown = (v) => {
   if (v === null || v === undefined || v === "") return "–";
-  if (typeof v !== "number" || Number.isInteger(v)) return String(v);
-  return Math.abs(v) < 1e-3 && v !== 0 ? String(v.toExponential(2)) : String(Number(v.toPrecision(4)));
+  if (typeof v !== "number" || (Number.isInteger(v) && Math.abs(v) < 1e9)) return String(v);
+  const short = Math.abs(v) >= 1e-3 && Math.abs(v) < 1e7;
+  return short || v === 0 ? String(Number(v.toPrecision(4))) : v.toExponential(2).replace("+", "");
 };
 const tip = document.createElement("div");
 tip.className = "tip";

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from lora_forensics.records import Summary, Verdict
 from lora_forensics.reports import text
-from lora_forensics.reports.html.page import document, esc, version
+from lora_forensics.reports.html.page import document, esc
 from lora_forensics.reports.html.parts import THEME, Markup, skipped, table, tools
 
 _HEADS = (
@@ -46,7 +46,7 @@ def index_page(summary: Summary) -> str:
 <h2>Errors and warnings</h2>{f"<ul>{often}</ul>" if often else "<p>None.</p>"}
 <h2>Skipped</h2>{skipped(text.all_skipped(summary))}
 </main>
-<footer>lora-forensics {esc(version())}{_versions(summary)}</footer>"""
+<footer>{_versions(summary)}</footer>"""
     return document("Which checkpoint to keep", body)
 
 
@@ -65,7 +65,7 @@ def _lonely(summary: Summary) -> str:
 
 
 def _versions(summary: Summary) -> str:
-    return "".join(f", {esc(name)} {esc(version)}" for name, version in summary.versions.items())
+    return ", ".join(f"{esc(name)} {esc(version)}" for name, version in summary.versions.items())
 
 
 def _row(verdict: Verdict, summary: Summary) -> list[object]:

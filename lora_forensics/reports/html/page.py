@@ -8,7 +8,7 @@ import hashlib
 import html
 import json
 import re
-from importlib import metadata, resources
+from importlib import resources
 from typing import Any
 
 from lora_forensics.reports.json import to_json
@@ -50,14 +50,6 @@ def document(title: str, body: str, charts: bool = False, data: str = "", own: s
         '<meta name="referrer" content="no-referrer">\n<link rel="icon" href="data:,">\n'
         f"<title>{esc(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n{body}\n{data}\n{blocks}</body>\n</html>\n"
     )
-
-
-def version() -> str:
-    """Of this package, where it is installed; the package itself would import torch."""
-    try:
-        return metadata.version("lora-forensics")
-    except metadata.PackageNotFoundError:
-        return ""
 
 
 def _hash(text: str) -> str:

@@ -10,7 +10,7 @@ from lora_forensics.records import Verdict
 from lora_forensics.reports import text
 from lora_forensics.reports.html import charts, data
 from lora_forensics.reports.html.answer import answer, inside
-from lora_forensics.reports.html.page import data_block, document, esc, version
+from lora_forensics.reports.html.page import data_block, document, esc
 from lora_forensics.reports.html.parts import THEME, Markup, skipped, table, tools
 from lora_forensics.reports.html.samples import sample_columns
 from lora_forensics.reports.html.tables import RunTables
@@ -55,7 +55,7 @@ def run_page(verdict: Verdict, tables: RunTables, versions: dict[str, str]) -> s
 <section><h2>Skipped</h2>{skipped(inside(verdict))}</section>
 {_method(verdict, versions, tables)}
 </main>
-<footer>Made by lora-forensics {esc(version())} from verdict.json and the Parquet files beside this page.
+<footer>Made by lora-forensics from verdict.json and the Parquet files beside this page.
 It opens without a network and asks nothing of one.</footer>"""
     if not lines["step"]:
         return document(f"{text.plain(name)}: which checkpoint to keep", body)
@@ -132,7 +132,7 @@ def _figure(chart: charts.Chart, lines: data.Lines, verdict: Verdict) -> str:
     title, said = esc(chart.title), esc(chart.described(lines, verdict))
     return (
         f'<figure><h3>{title}</h3><div class="chart" id="chart-{chart.name}" role="img" aria-label="{title}. {said}">'
-        f'</div><figcaption class="note">{esc(chart.note)}</figcaption></figure>'
+        f'</div><figcaption class="note">{esc(chart.caption(lines))}</figcaption></figure>'
     )
 
 

@@ -102,10 +102,16 @@ def _block(run: Run, width: int) -> list[str]:
         ("base model", plain(run.base.name) if run.base.name else "not recorded: give it with --base"),
         ("not placed", ", ".join(plain(c.name) for c in run.unplaced)),
     )
+    from rich.cells import cell_len
+
     lines = [plain(run.name)]
     for label, text in rows:
-        for index, part in enumerate(wrapped(text, width - _LABEL - 2)):
-            lines.append(f"  {'' if index else label:<{_LABEL}}{part}")
+        for part in wrapped(text, width - _LABEL - 2):
+            if label and cell_len(part) > width - _LABEL - 2:  # a path keeps a line to itself
+                lines.append(f"  {label}")
+                label = ""
+            lines.append(f"  {label:<{_LABEL}}{part}")
+            label = ""
     for finding in run.findings:
         lines.extend(_hanging(f"{finding.severity}: {plain(finding.message)}", width))
     return lines

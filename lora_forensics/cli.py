@@ -65,7 +65,6 @@ class Commands(click.Group):
             complain(said, f"please report it with {log.name}")
             sys.exit(EXIT_BUG)
 
-
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; a reader that has gone, as in `| head`, is no error. Click would end with 1."""
         try:

@@ -92,8 +92,12 @@ def console_progress(enabled: bool) -> Iterator[Progress]:
         TextColumn("checkpoints"),
         TimeRemainingColumn(),
     )
-    with Bar(*columns, console=Console(stderr=True, emoji=False), transient=True) as bar:
-        yield _BarProgress(bar)
+    console = Console(stderr=True, emoji=False)
+    try:
+        with Bar(*columns, console=console, transient=True) as bar:
+            yield _BarProgress(bar)
+    finally:
+        console.show_cursor()  # Ctrl-C while the bar begins would leave it hidden
 
 
 def use_color() -> bool:

@@ -105,13 +105,14 @@ def _block(run: Run, width: int) -> list[str]:
     from rich.cells import cell_len
 
     lines = [plain(run.name)]
-    for label, text in rows:
-        for part in wrapped(text, width - _LABEL - 2):
-            if label and cell_len(part) > width - _LABEL - 2:  # a path keeps a line to itself
-                lines.append(f"  {label}")
-                label = ""
-            lines.append(f"  {label:<{_LABEL}}{part}")
+    for name, text in rows:
+        label = name
+        parts = list(wrapped(text, width - _LABEL - 2))
+        if parts and cell_len(parts[0]) > width - _LABEL - 2:  # a path keeps a line to itself
+            lines.append(f"  {label}")
             label = ""
+        for index, part in enumerate(parts):
+            lines.append(f"  {'' if index else label:<{_LABEL}}{part}")
     for finding in run.findings:
         lines.extend(_hanging(f"{finding.severity}: {plain(finding.message)}", width))
     return lines

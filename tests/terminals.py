@@ -131,10 +131,10 @@ def _standing_in(handles: Sequence[int], encoding: str) -> Iterator[None]:
     for number, handle in enumerate(handles):
         os.dup2(handle, number)
         os.close(handle)
-    names = [(0, "r"), (1, "w"), (2, "w")]
-    sys.stdin, sys.stdout, sys.stderr = (
-        io.TextIOWrapper(io.BufferedReader(raw) if mode == "r" else io.BufferedWriter(raw), encoding, line_buffering=True)
-        for mode, raw in ((mode, io.FileIO(number, mode, closefd=False)) for number, mode in names)
+    sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, closefd=False)), encoding)
+    sys.stdout, sys.stderr = (
+        io.TextIOWrapper(io.BufferedWriter(io.FileIO(number, "w", closefd=False)), encoding, line_buffering=True)
+        for number in (1, 2)
     )
     streams = sys.stdout, sys.stderr
     try:

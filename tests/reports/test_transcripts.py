@@ -216,7 +216,7 @@ def test_a_console_that_spells_ascii_only(tmp_path: Path) -> None:
     project(tmp_path / "runs", [name], count=3, losses=[3.0, 1.0, 2.0])
     commands = [
         ["scan", "runs", "--out", "out", "--no-plots", "-v"], ["runs", "runs", "-v"], ["pick", f"runs/{name}"],
-        ["report", "out"], ["compare", "out"], ["inspect", f"runs/{name}/checkpoint-20"], ["scan", f"{name}!"],
+        ["report", "out"], ["inspect", f"runs/{name}/checkpoint-20"], ["scan", f"{name}!"],
         ["scan", "runs", "--out", "out", "--no-plots", "--json"],
     ]  # fmt: skip
     script = (
@@ -228,7 +228,7 @@ def test_a_console_that_spells_ascii_only(tmp_path: Path) -> None:
     )
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
     done = shell([sys.executable, "-c", script], tmp_path, **plain)
-    assert done.stderr.splitlines()[-1] == b"[0, 0, 0, 0, 0, 0, 2, 0]", done.stderr.decode()
+    assert done.stderr.splitlines()[-1] == b"[0, 0, 0, 0, 0, 2, 0]", done.stderr.decode()
     assert (done.stdout + done.stderr).isascii() or os.fsencode(f"runs/{name}/checkpoint-20") in done.stdout
     assert b"Traceback" not in done.stderr
 

@@ -54,9 +54,6 @@ class Commands(click.Group):
         except (click.Abort, KeyboardInterrupt):
             complain("stopped; files on disk are those of the runs that were finished", "run the same command to go on")
             sys.exit(EXIT_INTERRUPTED)
-        except BrokenPipeError:
-            sys.stderr.close()  # the reader has gone, as in `| head`
-            sys.exit(0)
         except SystemExit:
             raise
         except BaseException as error:  # noqa: BLE001 - a bug must not look like a finding; a panic is no Exception
@@ -67,6 +64,14 @@ class Commands(click.Group):
             (said,) = _shown(typed, f"this is a bug: {type(error).__name__}: {error}")
             complain(said, f"please report it with {log.name}")
             sys.exit(EXIT_BUG)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; a reader that has gone, as in `| head`, is no error. Click would end with 1."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
+            return 0
 
 
 def _repair_streams() -> None:

@@ -59,14 +59,12 @@ class _BarProgress(_Lines):
 
     def begin(self, run: str, checkpoints: int) -> None:
         """Another run on the same bar; one that is at its end starts again."""
-        from rich.markup import escape
-
         from lora_forensics.reports.text import plain
 
         task = self._bar.tasks[0]
         if task.total is None or task.finished:
             self._bar.reset(self._task, total=0)
-        self._bar.update(self._task, total=(task.total or 0) + checkpoints, description=escape(plain(run)))
+        self._bar.update(self._task, total=(task.total or 0) + checkpoints, description=plain(run))
 
     def advance(self, checkpoints: float) -> None:
         """Move the bar."""
@@ -88,14 +86,18 @@ def console_progress(enabled: bool) -> Iterator[Progress]:
     from rich.progress import Progress as Bar
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("checkpoints"),
         TimeRemainingColumn(),
     )
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        yield _BarProgress(bar)
+    console = Console(stderr=True, emoji=False)
+    try:
+        with Bar(*columns, console=console, transient=True) as bar:
+            yield _BarProgress(bar)
+    finally:
+        console.show_cursor()  # Ctrl-C while the bar begins would leave it hidden
 
 
 def use_color() -> bool:

@@ -22,6 +22,8 @@ _STATES = re.compile(r"(optimizer|scheduler|scaler|training_args|rng_state|rando
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
 _UNSAFE = re.compile(r'[<>:"|?*\\\x00-\x1f\x7f\ud800-\udfff]|[. ]+$')
 _DEVICE = re.compile(r"(?:con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(?: *\..*)?", re.IGNORECASE)
+_LONGEST = 200
+"""Bytes of a folder's name: systems take 255, and a number may follow."""
 
 
 def discover_runs(
@@ -167,7 +169,8 @@ def _name(run: Run, root: Path) -> str:
 
 def safe_name(part: str) -> str:
     """A folder's name that every system takes; Windows keeps some for devices, whatever their ending."""
-    safe = _UNSAFE.sub("_", part) or "_"
+    whole = _UNSAFE.sub("_", part).encode("utf-8")
+    safe = whole[:_LONGEST].decode("utf-8", "ignore").rstrip(". ") or "_"
     return f"_{safe}" if _DEVICE.fullmatch(safe) else safe
 
 

@@ -102,9 +102,16 @@ def _block(run: Run, width: int) -> list[str]:
         ("base model", plain(run.base.name) if run.base.name else "not recorded: give it with --base"),
         ("not placed", ", ".join(plain(c.name) for c in run.unplaced)),
     )
+    from rich.cells import cell_len
+
     lines = [plain(run.name)]
-    for label, text in rows:
-        for index, part in enumerate(wrapped(text, width - _LABEL - 2)):
+    for name, text in rows:
+        label = name
+        parts = list(wrapped(text, width - _LABEL - 2))
+        if parts and cell_len(parts[0]) > width - _LABEL - 2:  # a path keeps a line to itself
+            lines.append(f"  {label}")
+            label = ""
+        for index, part in enumerate(parts):
             lines.append(f"  {'' if index else label:<{_LABEL}}{part}")
     for finding in run.findings:
         lines.extend(_hanging(f"{finding.severity}: {plain(finding.message)}", width))

@@ -32,10 +32,11 @@ def columns_text(width: int = 80) -> str:
     """All columns for the terminal."""
     lines = []
     for name, (rows, columns) in TABLES.items():
-        lines += [f"{name}: {rows}".replace("`", ""), ""]
+        lines += [textwrap.fill(f"{name}: {rows}".replace("`", ""), width, subsequent_indent="  "), ""]
         for column in columns:
             unit = f" [{column.unit}]" if column.unit else ""
-            lines.append(f"  {column.name}  ({column.dtype}){unit}")
+            head = f"  {column.name}  ({column.dtype}){unit}"
+            lines.append(textwrap.fill(head, width, subsequent_indent=" " * 6))
             details = [column.meaning, column.formula and f"= {column.formula}", column.source]
             lines += [
                 textwrap.fill(d, width, initial_indent="      ", subsequent_indent="      ") for d in details if d

@@ -153,7 +153,7 @@ def stored_verdict(folder: Path) -> Verdict | None:
 def stored_name(out: Path, run: Run) -> str | None:
     """The name of a run in OUT, if an earlier scan stored it there."""
     named = name_in(out, run)
-    if named is None and read_text(out / run.name / _OWNER) == identity(run.path):
+    if named is None and _same(read_text(out / run.name / _OWNER) or "", identity(run.path)):
         named = run.name
     return named
 
@@ -200,7 +200,15 @@ def _owner(folder: Path, own: str) -> str:
         elif not path.exists():
             write_text(path, own)
     found = read_text(path)
-    return own if found is None else found  # where nothing can be written the error comes with the first table
+    return (
+        own if found is None or _same(found, own) else found
+    )  # where nothing can be written the error comes with the first table
+
+
+def _same(one: str, two: str) -> bool:
+    """Whether two paths are the same bytes: a process without UTF-8 spells them in another way."""
+    first, second = (text.encode("utf-8", "surrogateescape") for text in (one, two))
+    return first == second
 
 
 def read_text(path: Path) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -185,3 +186,22 @@ def test_headers_need_no_torch() -> None:
 
     code = "import sys, lora_forensics.discovery, lora_forensics.listing; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_tensors_are_the_same_where_the_system_reads_into_one_place_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows and old macOS have no `preadv`: the same numbers, and a file that ends too early is still told."""
+    tensors = {name: torch.randn(3, size) for name, size in (("a", 5), ("b", 1), ("c", 0), ("d", 7))}
+    save_file(tensors, tmp_path / "x.safetensors")
+    monkeypatch.delattr(os, "preadv", raising=False)
+    path = tmp_path / "x.safetensors"
+    file = open_tensors(path)
+    assert all(torch.equal(file.read(name), tensor) for name, tensor in tensors.items())
+    whole = {name: bytearray(tensor.nbytes) for name, tensor in tensors.items()}
+    file.read_into({name: memoryview(target) for name, target in whole.items()})
+    assert all(whole[name] == tensor.numpy().tobytes() for name, tensor in tensors.items())
+    with path.open("r+b") as cut:  # after its header was read
+        cut.truncate(path.stat().st_size - 4)
+    with pytest.raises(CheckpointError, match="ends inside"):
+        file.read_into({name: memoryview(target) for name, target in whole.items()})

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lora_forensics.commands.parameters import HERE, scanned
+from lora_forensics.commands.printing import say
 
 if TYPE_CHECKING:
     from lora_forensics.average import Average
@@ -71,7 +72,10 @@ def average(
         force,
     )
     done = average_run(run, ScanOptions(out=out, trainer=trainer, base=base), options)
-    click.echo(to_json(done.to_dict()) if as_json else _text(done, verbose), nl=False)
+    if as_json:
+        click.echo(to_json(done.to_dict()), nl=False)
+    else:
+        say(_text(done, verbose))
     return 0
 
 
@@ -95,4 +99,4 @@ def _text(done: Average, verbose: bool) -> str:
         lines.append(f"  the mean has rank {done.full_rank}: --rank full saves it whole")
     if verbose:
         lines += [f"    {number(error, 2):>8}  {plain(name)}" for name, error in errors.items()]
-    return "\n".join([*lines, f"wrote {plain(done.path)}"]) + "\n"
+    return "\n".join([*lines, f"wrote {plain(done.path)}"])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lora_forensics.commands.parameters import HERE
+from lora_forensics.commands.printing import say
 
 if TYPE_CHECKING:
     from lora_forensics.records import Finding
@@ -39,12 +40,12 @@ def check(files: tuple[Path, ...], fail_on: tuple[str, ...]) -> int:
         try:
             findings = _findings(path)
         except CheckpointError as error:
-            click.echo(f"{plain(path)}: {plain(error.message).removeprefix(f'{plain(path)}: ')}")
+            say(f"{plain(path)}: {plain(error.message).removeprefix(f'{plain(path)}: ')}")
             failed = True
             continue
         for finding in findings:
             failed = failed or counts(finding, wanted)
-            click.echo(f"{plain(path)}: {finding.severity}: {finding.rule}: {plain(finding.message)}")
+            say(f"{plain(path)}: {finding.severity}: {finding.rule}: {plain(finding.message)}")
     return int(failed)
 
 

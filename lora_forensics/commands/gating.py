@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from lora_forensics.commands.parameters import HERE
-from lora_forensics.commands.printing import complain, print_report
+from lora_forensics.commands.printing import complain, print_report, say
 
 if TYPE_CHECKING:
     from lora_forensics.gate import Entry
@@ -78,7 +78,7 @@ class Gating:
         if printed:
             print_report(printed, done.summary, verbose=verbose)
         if after:
-            click.echo(after)
+            say(after)
         code, reason = done.outcome(strict)
         if reason:
             complain(reason)

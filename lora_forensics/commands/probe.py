@@ -9,7 +9,7 @@ import click
 
 from lora_forensics.commands.configured import configured
 from lora_forensics.commands.parameters import HERE
-from lora_forensics.commands.printing import complain, print_report
+from lora_forensics.commands.printing import complain, print_report, say
 from lora_forensics.commands.scanning import assessing, measuring, scan_options
 
 
@@ -47,5 +47,5 @@ def probe(run: Path, evaluations: int, as_json: bool, verbose: bool, **settings:
     for name, error in done.failed:
         complain(f"{name} has no score: {error.message}", details=error.hint.splitlines())
     if not as_json:
-        click.echo(done.said())
+        say(done.said())
     return 0

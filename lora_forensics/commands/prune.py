@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from lora_forensics.commands.parameters import HERE, scanned
+from lora_forensics.commands.printing import say
 
 if TYPE_CHECKING:
     from lora_forensics.prune import Plan, Pruned
@@ -53,12 +54,12 @@ def prune(
     options = PruneOptions(keep, keep_every, whole_folders, min_age)
     plan = plan_pruning(run, ScanOptions(out=out, trainer=trainer), options)
     if not as_json:
-        click.echo(_plan_text(plan, verbose), nl=False)
+        say(_plan_text(plan, verbose))
     done = delete(plan, by_weights) if really and plan.files else None
     if as_json:
         click.echo(to_json({**plan.to_dict(), "done": done and done.to_dict()}), nl=False)
     else:
-        click.echo(_done_text(plan, done, really))
+        say(_done_text(plan, done, really))
     if done and done.failed:
         name, reason = next(iter(done.failed.items()))
         raise UnfinishedError(f"{len(done.failed)} of {len(plan.files)} files are still there: {name}: {reason}")
@@ -88,7 +89,7 @@ def _plan_text(plan: Plan, verbose: bool) -> str:
         lines.append(
             f"  {size(plan.state_bytes)} beside them stay; --whole-folders deletes optimizer states and the like"
         )
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def _done_text(plan: Plan, done: Pruned | None, really: bool) -> str:

@@ -16,6 +16,10 @@ from lora_forensics.rules import RULES
 
 _SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 _LEVELS = {"error": "error", "warning": "warning", "info": "note"}
+_ORDER = {"error": 0, "info": 2}
+_MOST = 5000
+"""Results, and files that were skipped, in one document: code scanning refuses more than 25,000 and 10 MB, zipped, and
+shows 5,000, the worst first."""
 
 
 class SarifReport:
@@ -29,7 +33,10 @@ class SarifReport:
 
     def render(self, summary: Summary) -> str:
         """The document, indented."""
-        found = list(marked(summary))
+        every = list(marked(summary))
+        if len(every) > _MOST:
+            every.sort(key=lambda entry: _ORDER.get(entry[2].severity, 1))
+        found = every[:_MOST]
         rules = sorted({finding.rule for _, _, finding, _ in found})
         results = [_result(*entry, rules, summary.gate) for entry in found]
         driver: dict[str, Any] = {"name": "lora-forensics", "rules": [_rule(rule) for rule in rules]}
@@ -38,7 +45,12 @@ class SarifReport:
         run = {
             "tool": {"driver": driver},
             "columnKind": "utf16CodeUnits",
-            "invocations": [{"executionSuccessful": True, "toolExecutionNotifications": [*_notifications(summary)]}],
+            "invocations": [
+                {
+                    "executionSuccessful": True,
+                    "toolExecutionNotifications": [*_left_out(len(every) - _MOST), *_notifications(summary)],
+                }
+            ],
             "results": results,
             "properties": {"verdicts": [_verdict(verdict) for verdict in summary.runs]},
         }
@@ -77,10 +89,16 @@ def _result(
     return result
 
 
+def _left_out(number: int, what: str = "findings") -> Iterator[dict[str, Any]]:
+    if number > 0:
+        said = f"{number} more {what} are left out: code scanning takes no more than {_MOST}; summary.json has all"
+        yield {"level": "warning", "message": {"text": said}}
+
+
 def _notifications(summary: Summary) -> Iterator[dict[str, Any]]:
-    for entry in text.all_skipped(summary):
-        if entry.expected:
-            continue
+    skipped = [entry for entry in text.all_skipped(summary) if not entry.expected]
+    yield from _left_out(len(skipped) - _MOST, "skipped files")
+    for entry in skipped[:_MOST]:
         yield {
             "level": "warning",
             "message": {"text": _message(f"skipped: {entry.reason or 'no reason given'}")},

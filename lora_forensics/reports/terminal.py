@@ -182,9 +182,14 @@ class Page:
 
     def row(self, label: str, sentence: str, style: str = "", label_style: str = "quiet", elide: bool = False) -> None:
         """A label and its text, wrapped beside it; nothing for an empty text."""
+        from rich.cells import cell_len
+
         room = self.width - _INDENT - _LABEL
         label = " " * _INDENT + label.ljust(_LABEL - 1) + " "
         for part in [_elided(sentence, room)] if elide else text.wrapped(sentence, room):
+            if cell_len(part) > room and label.strip():
+                self._print((label.rstrip(), _STYLES.get(label_style, "")))
+                label = " " * (_INDENT + _LABEL)
             self._print((label, _STYLES.get(label_style, "")), (part, _STYLES.get(style, "")))
             label = " " * (_INDENT + _LABEL)
 

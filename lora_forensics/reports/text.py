@@ -57,6 +57,17 @@ def wrapped(sentence: str, room: int) -> Iterator[str]:
         yield line
 
 
+def fitted(lines: str, width: int) -> Iterator[str]:
+    """Lines of at most `width` cells, as `wrapped`: what does not fit goes on further to the right."""
+    from rich.cells import cell_len
+
+    for line in lines.splitlines():
+        margin = len(line) - len(line.lstrip())
+        parts = [line] if cell_len(line) <= width else wrapped(line, width - margin - 4)
+        for place, part in enumerate(parts):
+            yield " " * (margin + 4) + part if place else " " * margin + part.lstrip()
+
+
 def count(number: int, noun: str) -> str:
     """'1 run', '2 runs'."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import xml.etree.ElementTree as ET
@@ -263,3 +264,17 @@ def test_a_fleet_fits_into_a_job_summary(sample: Summary) -> None:
     (left,) = re.findall(r"^(\d+) more runs: .*summary\.json", page, re.MULTILINE)
     assert page.count("\n## ") == len(runs) - int(left) + 1  # and the skipped files of no run
     assert "more run" not in MarkdownReport().render(sample)
+
+
+def test_sarif_of_a_huge_fleet_is_one_that_code_scanning_takes(verdict: Callable[..., Verdict]) -> None:
+    """No more than it shows, the worst first, and what is left out is counted in the file."""
+    many = tuple(Skipped(Path(f"checkpoint-{place}/adapter_model.safetensors"), "truncated") for place in range(60))
+    runs = tuple(replace(verdict(f"r{run}"), findings=(NOTE,) * 5 + (ERROR,), skipped=many) for run in range(1000))
+    written = SarifReport().render(Summary(runs))
+    (run,) = json.loads(written)["runs"]
+    assert len(run["results"]) == 5000
+    assert [result["level"] for result in run["results"][:1001]] == ["error"] * 1000 + ["note"]
+    notes = run["invocations"][0]["toolExecutionNotifications"]
+    assert "1000 more findings are left out" in notes[0]["message"]["text"]
+    assert "55000 more skipped files are left out" in notes[1]["message"]["text"]
+    assert len(gzip.compress(written.encode())) < 10_000_000

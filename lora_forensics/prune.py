@@ -79,6 +79,8 @@ class Plan:
     """Checkpoint that might go to why it is not touched."""
     state_bytes: int
     """Of training state that stays in folders whose adapter goes."""
+    young: str = ""
+    """Why the run may still be written to, so that nothing may be deleted yet."""
 
     @property
     def by_weights(self) -> bool:
@@ -108,6 +110,7 @@ class Plan:
             "left": self.left,
             "state_bytes": self.state_bytes,
             "by_weights": self.by_weights,
+            "young": self.young,
         }
 
     def relative(self, path: Path) -> str:
@@ -131,7 +134,7 @@ def plan_pruning(run: Path, scan: ScanOptions, options: PruneOptions) -> Plan:
     if name is None or measured is None or verdict is None:
         raise EvidenceError(f"{found.name}: no scan of it is stored in {scan.out}", f"lora-forensics scan {run}")
     found = replace(found, name=name)
-    reason = _unproven(verdict) or _changed(found, measured, verdict) or _fresh(found, options.min_age)
+    reason = _unproven(verdict) or _changed(found, measured, verdict)
     if reason:
         raise EvidenceError(f"{found.name}: nothing is deleted: {reason}")
     keep = _keep(found, verdict, options)
@@ -144,7 +147,7 @@ def plan_pruning(run: Path, scan: ScanOptions, options: PruneOptions) -> Plan:
     states = list(_states(found, going, {os.path.realpath(file.path) for file in files}))
     files += states if options.whole_folders else []
     rest = 0 if options.whole_folders else sum(file.size for file in states)
-    return Plan(found, scan.out / name, verdict, keep, tuple(files), left, rest)
+    return Plan(found, scan.out / name, verdict, keep, tuple(files), left, rest, _young(found, options.min_age))
 
 
 def _unproven(verdict: Verdict) -> str:
@@ -173,7 +176,7 @@ def _changed(run: Run, measured: Measured, verdict: Verdict) -> str:
     return ""
 
 
-def _fresh(run: Run, minutes: float) -> str:
+def _young(run: Run, minutes: float) -> str:
     """Why the run may still be written to; '' if it is old enough."""
     paths = [*(c.path for c in (*run.checkpoints, *run.unplaced)), *(skipped.path for skipped in run.skipped)]
     newest = max((path.stat().st_mtime for path in paths if path.exists()), default=0.0)
@@ -289,9 +292,12 @@ def delete(plan: Plan, by_weights: bool = False) -> Pruned:
     """Delete what a plan names, each file looked at once more and logged before and after.
 
     Raises:
-        EvidenceError: only the weights speak for the pick, and `by_weights` does not say that this is enough.
+        EvidenceError: the run may still be in training, or only the weights speak for the pick, and `by_weights` does
+            not say that this is enough.
         SeriesError: the log cannot be written; nothing has been deleted.
     """
+    if plan.young:
+        raise EvidenceError(f"{plan.run.name}: nothing is deleted: {plan.young}")
     if plan.by_weights and not by_weights:
         raise EvidenceError(
             f"{plan.run.name}: nothing is deleted: the pick rests on the weights alone, which in tests were not shown "

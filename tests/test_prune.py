@@ -200,6 +200,10 @@ def test_it_refuses_a_run_that_is_still_written(run: Path, tmp_path: Path) -> No
     """By the time of the last save."""
     result = call("prune", run, "--out", tmp_path / "out", "--delete")
     assert (result.exit_code, "may still be in training" in result.stderr) == (1, True)
+    planned = call("prune", run, "--out", tmp_path / "out")
+    assert planned.exit_code == 0
+    assert "  delete  " in planned.stdout
+    assert "--delete would refuse: it was written to" in planned.stdout
     assert len(left(run)) == 12
 
 

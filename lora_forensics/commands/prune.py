@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 @click.option(
     "--whole-folders", is_flag=True, help="Delete optimizer, tokenizer and logs beside a deleted adapter, too."
 )
-@click.option("--min-age", type=float, default=60.0, show_default=True, help="Refuse if the run is younger: minutes.")
+@click.option(
+    "--min-age", type=float, default=60.0, show_default=True, help="Do not delete if the run is younger: minutes."
+)
 @click.option("--by-weights", is_flag=True, help="Delete though no held-out sample stands behind the pick.")
 @click.option("--delete", "really", is_flag=True, help="Delete; without it nothing is touched.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
@@ -103,6 +105,8 @@ def _done_text(plan: Plan, done: Pruned | None, really: bool) -> str:
         return "nothing to delete"
     if really:
         return "nothing to delete"
+    if plan.young:
+        return f"nothing was deleted, and --delete would refuse: {plan.young}"
     how = "--delete --by-weights does it, and no held-out sample says so" if plan.by_weights else "--delete does it"
     return f"nothing was deleted: {how}"
 

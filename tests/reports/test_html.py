@@ -262,7 +262,6 @@ PROBE = {
         ("held_out_loss", ("evidence Measured : the trainer's own loss on data that was not trained on",)),
         ("weights", ("why Half of the way", "is covered at step 100", "evidence Weak : saved weights alone")),
         ("turning_point", ("evidence Weak : saved weights alone", "not better than the middle")),
-        ("prior", ("evidence Weak : a rule of thumb",)),
         (
             "probe",
             (
